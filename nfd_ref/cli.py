@@ -1,0 +1,128 @@
+"The `nfd-ref` command: a thin face over the package. Written by hand; every command calls one or two functions of the notebooks."
+import argparse, json, os, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+WORLD, DATA = HERE/'data'/'world', HERE/'data'/'my_way_home'
+
+def train_flags(p, steps):
+    p.add_argument('--data', required=True, type=Path, help='a folder of video (see data/README.md)')
+    p.add_argument('--out', required=True, type=Path, help="the run's folder; must be new, or --resume")
+    p.add_argument('--steps', type=int, default=steps, help='optimizer steps (%(default)s)')
+    p.add_argument('--batch', type=int, help='clips (or frames) a step, over all processes')
+    p.add_argument('--lr', type=float, help='learning rate after the warm-up')
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--save-every', type=int, default=500, help='steps between checkpoints (%(default)s)')
+    p.add_argument('--bf16', action='store_true', help='bf16 autocast: pays on CUDA and on CPUs with AMX')
+    p.add_argument('--compile', action='store_true', help='torch.compile: pays after some hundred steps')
+    p.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run')
+
+def parser():
+    p = argparse.ArgumentParser('nfd-ref', description='Next-Frame Diffusion: record a game, train a network to be that game, play it.', epilog='A command with --help says more, for instance: nfd-ref play --help')
+    s = p.add_subparsers(dest='command', metavar='COMMAND')
+    c = s.add_parser('play', help='play a trained world: writes an mp4, prints the speed', description='Start from a held-out clip and stream frames under a trace of actions, or under your keys.')
+    c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
+    c.add_argument('--data', type=Path, default=DATA, help='video folder to start from (the shipped one)')
+    c.add_argument('--clip', type=int, default=0, help='which held-out episode (%(default)s)')
+    c.add_argument('--start', type=int, default=0, help='frame of it to start at (%(default)s)')
+    c.add_argument('--actions', help='a trace, such as "forward*20, turn left*15"; without it a made-up player plays')
+    c.add_argument('--keys', action='store_true', help='play with the keys, in this terminal')
+    c.add_argument('--frames', type=int, help='how many frames (240, or as long as the trace)')
+    c.add_argument('--steps', type=int, help='denoising steps a frame')
+    c.add_argument('--seed', type=int, default=0, help='of the noise and of the made-up player (%(default)s)')
+    c.add_argument('--device', help='cpu or cuda (cuda where there is one)')
+    c.add_argument('--out', type=Path, default=Path('play.mp4'), help='mp4 to write (%(default)s)')
+    c.add_argument('--gif', type=Path, help='GIF to write as well')
+    c = s.add_parser('record', help='record ViZDoom into a folder of video', description='Record episodes of a ViZDoom scenario with a sticky, wall-avoiding player. The same seed gives the same frames.')
+    c.add_argument('out', type=Path)
+    c.add_argument('--episodes', type=int, default=24); c.add_argument('--test', type=int, default=4, help='of these, held out (%(default)s)')
+    c.add_argument('--length', type=int, default=600, help='frames an episode at most (%(default)s)')
+    c.add_argument('--scenario', default='my_way_home'); c.add_argument('--size', default='80x48', metavar='WxH')
+    c.add_argument('--crf', type=int, default=20, help='H.264 quality, smaller is better (%(default)s)')
+    c.add_argument('--seed', type=int, default=0); c.add_argument('--workers', type=int)
+    c = s.add_parser('train', help='train a tokenizer or a world', description='Train one part. `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.')
+    t = c.add_subparsers(dest='what', metavar='tokenizer|world', required=True)
+    k = t.add_parser('tokenizer', help='the per-frame autoencoder'); train_flags(k, 3000)
+    k = t.add_parser('world', help='the diffusion transformer'); train_flags(k, 6000)
+    k.add_argument('--tokenizer', type=Path, required=True, help='folder of a trained tokenizer')
+    k.add_argument('--preset', default='small', help='small, nfd_130m, nfd_310m or nfd_774m (%(default)s)')
+    k.add_argument('--init', type=Path, help='folder of a trained world of the same shape to go on from')
+    k.add_argument('--length', type=int, default=24, help='frames of a training clip (%(default)s)')
+    c = s.add_parser('release', help='put a tokenizer and a world together, measured on held-out video')
+    c.add_argument('tokenizer', type=Path); c.add_argument('world', type=Path); c.add_argument('out', type=Path)
+    c.add_argument('--data', type=Path, default=DATA); c.add_argument('--clips', type=int, default=64)
+    c = s.add_parser('build', help='all of it: record, train both, release', description='Record, train the tokenizer, train the world, measure and put the playable world into OUT/world. Goes on where it was stopped.')
+    c.add_argument('out', type=Path); c.add_argument('--recipe', default='cpu', help='cpu (hours on two cores) or cuda (minutes)')
+    c = s.add_parser('lab', help='open JupyterLab at the notebooks')
+    return p
+
+def cmd_play(a):
+    from nfd_ref.play import parse_actions, play, play_keys, sticky_trace
+    from nfd_ref.streaming import World
+    from nfd_ref.video import VideoFolder, write_video
+    if a.frames is not None and a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
+    world = World.load(a.world, **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed).items() if v is not None})
+    videos = VideoFolder(a.data, 'test')
+    if not 0 <= a.clip < len(videos): raise ValueError(f'--clip {a.clip}: there are {len(videos)} held-out episodes, 0..{len(videos) - 1}')
+    clip = videos.clip(a.clip, a.start, a.start + world.model.cfg.window)
+    if a.keys:
+        frames, _ = play_keys(world, clip, a.frames)
+        if len(frames): write_video(a.out, frames, world.fps)
+        return print(f'{len(frames)} frames -> {a.out}')
+    actions = parse_actions(a.actions, world.space) if a.actions else sticky_trace(world.space, a.frames or 240, a.seed)
+    if a.frames: actions = actions[(a.frames and range(a.frames)) if a.frames <= len(actions) else [i % len(actions) for i in range(a.frames)]]
+    _, r = play(world, clip, actions, [a.out] + ([a.gif] if a.gif else []))
+    print(f'{r["frames"]} frames at {r["fps"]:.1f} FPS (median {r["ms_median"]:.1f} ms, p95 {r["ms_p95"]:.1f} ms a frame, decoding included)')
+    print(f'{world.size[1]}x{world.size[0]} pixels, {world.steps} {world.sampler} steps, {provenance_device(world)} -> {a.out}' + (f', {a.gif}' if a.gif else ''))
+
+def provenance_device(world):
+    import torch
+    return f'CPU with {torch.get_num_threads()} threads' if world.device.type == 'cpu' else torch.cuda.get_device_name(world.device)
+
+def cmd_record(a):
+    from nfd_ref.video import Recorder, record
+    try: w, h = map(int, a.size.split('x'))
+    except ValueError: raise ValueError(f'--size {a.size}: wanted WIDTHxHEIGHT, such as 80x48') from None
+    v = record(a.out, Recorder(a.scenario, h, w, a.length, crf=a.crf), a.episodes, a.test, a.seed, a.workers)
+    print(f'{len(v)} episodes, {v.frames} frames -> {a.out} (fingerprint {v.hash()})')
+
+def given(cfg, a):
+    "A TrainConfig with the flags that were given."
+    return replace(cfg, steps=a.steps, seed=a.seed, save_every=a.save_every, bf16=a.bf16, compile=a.compile, **{k: v for k, v in (('batch', a.batch), ('lr', a.lr)) if v is not None})
+
+def cmd_train(a):
+    from nfd_ref import training as T
+    from nfd_ref.tokenizer import Tokenizer, TokenizerConfig, load_model
+    from nfd_ref.transformer import DITS
+    from nfd_ref.video import VideoFolder
+    videos = VideoFolder(a.data, 'train')
+    if a.what == 'tokenizer': T.train_tokenizer(a.out, videos, given(T.TOKENIZER_RECIPE, a), resume=a.resume)
+    else:
+        if a.preset not in DITS: raise ValueError(f'no preset "{a.preset}"; there are {", ".join(DITS)}')
+        tok, _ = load_model(a.tokenizer, 'tokenizer', Tokenizer, TokenizerConfig)
+        T.train_world(a.out, videos, tok, given(T.WORLD_RECIPE, a), DITS[a.preset], a.length, init=a.init, held_out=VideoFolder(a.data, 'test'), resume=a.resume)
+    print(f'done -> {a.out/"final"}')
+
+def cmd_release(a):
+    from nfd_ref.streaming import release
+    print(json.dumps(release(a.tokenizer, a.world, a.out, a.data, a.clips), indent=1))
+
+def cmd_build(a):
+    from nfd_ref.training import build_all
+    build_all(a.out, a.recipe)
+
+def cmd_lab(a):
+    sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(HERE/'nbs')]))
+
+def main(argv=None):
+    "Run a command; a mistake of the user's is one line and exit code 2."
+    p = parser(); a = p.parse_args(argv)
+    if not a.command: p.print_help(); return 0
+    try: globals()[f'cmd_{a.command}'](a)
+    except KeyboardInterrupt: print('\nstopped', file=sys.stderr); return 130
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as e:
+        print(f'nfd-ref {a.command}: {e}', file=sys.stderr); return 2
+    return 0
+
+if __name__ == '__main__': sys.exit(main())
