@@ -6,13 +6,12 @@
 __all__ = ['SAMPLERS', 'per_frame', 'add_noise', 'to_x0', 'shift_time', 'NoiseLevels', 'flow_matching_loss', 'time_grid',
            'sample_euler', 'sample_heun', 'sample_dpmpp_2m']
 
-# %% ../nbs/04_diffusion.ipynb #00333afc
+# %% ../nbs/04_diffusion.ipynb #9db21bc3
 import math
 from dataclasses import dataclass
 import torch
-from torch import Tensor
 
-# %% ../nbs/04_diffusion.ipynb #ec57007f
+# %% ../nbs/04_diffusion.ipynb #7f17b3e9
 def per_frame(t): return t[..., None, None, None]   # [b, f] -> [b, f, 1, 1, 1], to meet latents
 
 def add_noise(
@@ -21,13 +20,15 @@ def add_noise(
     t               # noise level per frame [b, f] in [0, 1]
 ):                  # x_t
     "x_t = (1-t) x0 + t eps."
+    if t.ndim != x0.ndim - 3: raise ValueError(f'noise levels {list(t.shape)} for latents {list(x0.shape)}: one level per frame is needed, [b, f] for [b, f, c, h, w]')
     return (1 - per_frame(t)) * x0 + per_frame(t) * eps
 
+# %% ../nbs/04_diffusion.ipynb #c22aa846
 def to_x0(x_t, v, t):
     "The clean latents a velocity points at: x0 = x_t - t v."
     return x_t - per_frame(t) * v
 
-# %% ../nbs/04_diffusion.ipynb #657706eb
+# %% ../nbs/04_diffusion.ipynb #afbfed69
 def shift_time(
     t,
     shift=3.        # > 1 spends more of the path at high noise
@@ -35,6 +36,7 @@ def shift_time(
     "The timestep shift of SD3 (Esser et al. 2024, Eq. 23): s t / (1 + (s-1) t)."
     return shift * t / (1 + (shift - 1) * t)
 
+# %% ../nbs/04_diffusion.ipynb #9e4b0459
 @dataclass
 class NoiseLevels:
     "The training distribution of noise levels: independent for every frame, logit-normal with a shift, or, with probability `context`, nearly clean."
@@ -43,6 +45,9 @@ class NoiseLevels:
     shift: float = 3.
     context: float = .5         # share of frames that only serve as context, as they will be when playing
     context_max: float = .3     # their level is uniform in [0, context_max]
+
+    def __post_init__(self):
+        if not 0 <= self.context < 1: raise ValueError(f'context={self.context}: the share of frames without a loss is in [0, 1)')
 
     def __call__(self,
         b, f,                   # videos, frames
@@ -66,16 +71,17 @@ def flow_matching_loss(
     err = (model(add_noise(x0, eps, t), t, actions).float() - (eps - x0)).pow(2).mean((-3, -2, -1))
     return (err.mean() if weight is None else (err * weight).sum() / weight.sum().clamp(min=1)), err.detach()
 
-# %% ../nbs/04_diffusion.ipynb #c2644010
+# %% ../nbs/04_diffusion.ipynb #110ea8a9
 def time_grid(
     steps,              # network evaluations for Euler and DPM-Solver++
     shift=3.,
     start=.999          # before the shift; at 1 there is no signal and log((1-t)/t) is infinite
 ):                      # float64 [steps+1], falling to 0
-    "The sampling grid: even steps, shifted (18 steps and shift 3 in the paper's code base)."
+    "The sampling grid: even steps, shifted (18 steps and shift 3 in the code of a sibling of the paper)."
     if steps < 1: raise ValueError(f'{steps} sampling steps: at least 1 is needed')
     return shift_time(torch.linspace(start, 0, steps + 1, dtype=torch.float64), shift)
 
+# %% ../nbs/04_diffusion.ipynb #557e8d57
 def sample_euler(
     velocity,           # (x, t float) -> v
     x,                  # noise at level grid[0]
@@ -89,6 +95,7 @@ def sample_euler(
         x = x + (t2 - t) * v
     return x
 
+# %% ../nbs/04_diffusion.ipynb #0e58408b
 def sample_heun(velocity, x, grid, callback=None):
     "Second order: the mean of the velocities at both ends (Karras et al. 2022, Algorithm 1). Two evaluations a step, one in the last."
     for i, (t, t2) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist())):
@@ -98,8 +105,10 @@ def sample_heun(velocity, x, grid, callback=None):
         x = x + (t2 - t) * (v + velocity(y, t2)) / 2 if t2 > 0 else y
     return x
 
+# %% ../nbs/04_diffusion.ipynb #976fcabb
 def sample_dpmpp_2m(velocity, x, grid, callback=None):
     "DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), with lambda = log((1-t)/t). One evaluation a step; first and last steps of first order."
+    if grid[0] >= 1: raise ValueError('DPM-Solver++ starts below t=1: there log((1-t)/t) is infinite')
     lam = lambda t: math.log((1 - t) / t)
     old = None                                          # (x0 prediction, lambda step) of the step before
     for i, (t, t2) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist())):

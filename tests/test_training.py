@@ -15,6 +15,7 @@ import sys, torch
 from nfd_ref.training import *
 from nfd_ref.tokenizer import *
 from nfd_ref.video import *
+from nfd_ref.transformer import *
 out, data, steps, batch, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), len(sys.argv) > 5
 torch.set_num_threads(1)
 tok = Tokenizer(TokenizerConfig(latents=4, width=8, mults=(1, 1, 1)))
