@@ -80,6 +80,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nfd_ref.tokenizer.Tokenizer.pixels': ('tokenizer.html#tokenizer.pixels', 'nfd_ref/tokenizer.py'),
                                    'nfd_ref.tokenizer.Tokenizer.posterior': ('tokenizer.html#tokenizer.posterior', 'nfd_ref/tokenizer.py'),
                                    'nfd_ref.tokenizer.TokenizerConfig': ('tokenizer.html#tokenizerconfig', 'nfd_ref/tokenizer.py'),
+                                   'nfd_ref.tokenizer.TokenizerConfig.__post_init__': ( 'tokenizer.html#tokenizerconfig.__post_init__',
+                                                                                        'nfd_ref/tokenizer.py'),
                                    'nfd_ref.tokenizer.TokenizerConfig.factor': ( 'tokenizer.html#tokenizerconfig.factor',
                                                                                  'nfd_ref/tokenizer.py'),
                                    'nfd_ref.tokenizer.build': ('tokenizer.html#build', 'nfd_ref/tokenizer.py'),

@@ -24,8 +24,8 @@ def parser():
     c = s.add_parser('play', help='play a trained world: writes an mp4, prints the speed', description='Start from a held-out clip and stream frames under a trace of actions, or under your keys.')
     c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
     c.add_argument('--data', type=Path, default=DATA, help='video folder to start from (the shipped one)')
-    c.add_argument('--clip', type=int, default=0, help='which held-out episode (%(default)s)')
-    c.add_argument('--start', type=int, default=0, help='frame of it to start at (%(default)s)')
+    c.add_argument('--clip', type=int, help='which held-out episode to start from (0; in the shipped set one with a view)')
+    c.add_argument('--start', type=int, help='frame of it to start at (0)')
     c.add_argument('--actions', help='a trace, such as "forward*20, turn left*15"; without it a made-up player plays')
     c.add_argument('--keys', action='store_true', help='play with the keys, in this terminal')
     c.add_argument('--frames', type=int, help='how many frames (240, or as long as the trace)')
@@ -34,6 +34,7 @@ def parser():
     c.add_argument('--device', help='cpu or cuda (cuda where there is one)')
     c.add_argument('--out', type=Path, default=Path('play.mp4'), help='mp4 to write (%(default)s)')
     c.add_argument('--gif', type=Path, help='GIF to write as well')
+    c.add_argument('--json', type=Path, help='file to write the measured speed to')
     c = s.add_parser('record', help='record ViZDoom into a folder of video', description='Record episodes of a ViZDoom scenario with a sticky, wall-avoiding player. The same seed gives the same frames.')
     c.add_argument('out', type=Path)
     c.add_argument('--episodes', type=int, default=24); c.add_argument('--test', type=int, default=4, help='of these, held out (%(default)s)')
@@ -44,7 +45,7 @@ def parser():
     c = s.add_parser('train', help='train a tokenizer or a world', description='Train one part. `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.')
     t = c.add_subparsers(dest='what', metavar='tokenizer|world', required=True)
     k = t.add_parser('tokenizer', help='the per-frame autoencoder'); train_flags(k, 3000)
-    k = t.add_parser('world', help='the diffusion transformer'); train_flags(k, 6000)
+    k = t.add_parser('world', help='the diffusion transformer'); train_flags(k, 3400)
     k.add_argument('--tokenizer', type=Path, required=True, help='folder of a trained tokenizer')
     k.add_argument('--preset', default='small', help='small, nfd_130m, nfd_310m or nfd_774m (%(default)s)')
     k.add_argument('--init', type=Path, help='folder of a trained world of the same shape to go on from')
@@ -59,27 +60,27 @@ def parser():
     return p
 
 def cmd_play(a):
+    import numpy as np, torch
     from nfd_ref.play import parse_actions, play, play_keys, sticky_trace
     from nfd_ref.streaming import World
-    from nfd_ref.video import VideoFolder, write_video
+    from nfd_ref.video import VideoFolder, write_json, write_video
     if a.frames is not None and a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
     world = World.load(a.world, **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed).items() if v is not None})
     videos = VideoFolder(a.data, 'test')
-    if not 0 <= a.clip < len(videos): raise ValueError(f'--clip {a.clip}: there are {len(videos)} held-out episodes, 0..{len(videos) - 1}')
-    clip = videos.clip(a.clip, a.start, a.start + world.model.cfg.window)
+    n, start = (1, 270) if a.data == DATA and a.clip is None and a.start is None else (a.clip or 0, a.start or 0)
+    if not 0 <= n < len(videos): raise ValueError(f'--clip {n}: there are {len(videos)} held-out episodes, 0..{len(videos) - 1}')
+    clip = videos.clip(n, start, start + world.model.cfg.window)
     if a.keys:
         frames, _ = play_keys(world, clip, a.frames)
         if len(frames): write_video(a.out, frames, world.fps)
         return print(f'{len(frames)} frames -> {a.out}')
     actions = parse_actions(a.actions, world.space) if a.actions else sticky_trace(world.space, a.frames or 240, a.seed)
-    if a.frames: actions = actions[(a.frames and range(a.frames)) if a.frames <= len(actions) else [i % len(actions) for i in range(a.frames)]]
+    if a.frames: actions = np.resize(actions, (a.frames, actions.shape[1]))     # cut, or repeated
     _, r = play(world, clip, actions, [a.out] + ([a.gif] if a.gif else []))
+    r |= dict(width=world.size[1], height=world.size[0], steps=world.steps, sampler=world.sampler, device=torch.cuda.get_device_name(world.device) if world.device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads')
+    if a.json: write_json(a.json, r)
     print(f'{r["frames"]} frames at {r["fps"]:.1f} FPS (median {r["ms_median"]:.1f} ms, p95 {r["ms_p95"]:.1f} ms a frame, decoding included)')
-    print(f'{world.size[1]}x{world.size[0]} pixels, {world.steps} {world.sampler} steps, {provenance_device(world)} -> {a.out}' + (f', {a.gif}' if a.gif else ''))
-
-def provenance_device(world):
-    import torch
-    return f'CPU with {torch.get_num_threads()} threads' if world.device.type == 'cpu' else torch.cuda.get_device_name(world.device)
+    print(f'{r["width"]}x{r["height"]} pixels, {r["steps"]} {r["sampler"]} steps, {r["device"]} -> {a.out}' + (f', {a.gif}' if a.gif else ''))
 
 def cmd_record(a):
     from nfd_ref.video import Recorder, record

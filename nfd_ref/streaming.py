@@ -101,7 +101,7 @@ def reset(self:World,
     if seed is not None: self.seed = seed
     self.cache = self.model.new_cache()
     with torch.inference_mode(): self._write(self.tok.encode(clip.frames)[None], torch.from_numpy(clip.actions)[None])
-    return clip.frames[-1]
+    return clip.frames[-1].copy()
 
 @patch
 def append(self:World,
@@ -207,11 +207,11 @@ def as_env(
         def reset(self, *, seed=None, options=None):
             super().reset(seed=seed)
             self.t, self.frame = 0, world.reset(prompts[self.np_random.integers(len(prompts))], seed=int(self.np_random.integers(2**31)))
-            return self.frame, {}
+            return self.frame.copy(), {}
 
         def step(self, action):
             self.t, self.frame = self.t + 1, world.step(action)
-            return self.frame, 0., False, self.t >= length, {}
+            return self.frame.copy(), 0., False, self.t >= length, {}
 
-        def render(self): return self.frame
+        def render(self): return self.frame.copy()
     return WorldEnv()

@@ -7,25 +7,29 @@ __all__ = ['TOKENIZERS', 'to_unit', 'to_uint8', 'psnr', 'TokenizerConfig', 'norm
            'tokenizer_loss', 'fit_scale', 'save_tensors', 'load_tensors', 'load_into', 'build', 'save_model',
            'load_model']
 
-# %% ../nbs/01_tokenizer.ipynb #6ab3febe
+# %% ../nbs/01_tokenizer.ipynb #75975eca
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from .video import read_json, write_aside, write_json
 
-# %% ../nbs/01_tokenizer.ipynb #972e9761
+# %% ../nbs/01_tokenizer.ipynb #92654235
 def to_unit(frames):
     "uint8 [..., h, w, 3] -> float [..., 3, h, w] in [-1, 1]."
-    return torch.as_tensor(frames).movedim(-1, -3).float() / 127.5 - 1
+    frames = torch.as_tensor(frames)
+    if frames.dtype != torch.uint8 or frames.shape[-1] != 3: raise ValueError(f'frames are uint8 [..., h, w, 3], not {frames.dtype} {list(frames.shape)}')
+    return frames.movedim(-1, -3).float() / 127.5 - 1
 
 def to_uint8(x):
     "float [..., 3, h, w] in [-1, 1] -> uint8 [..., h, w, 3]; values outside are clamped."
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
 
+# %% ../nbs/01_tokenizer.ipynb #de72662c
 def psnr(
     a, b                # uint8 or float in 0..255, [..., h, w, 3]
 ):                      # float [...], dB; identical frames give inf
@@ -33,7 +37,7 @@ def psnr(
     mse = (torch.as_tensor(a).float() - torch.as_tensor(b).float()).pow(2).mean((-3, -2, -1))
     return 10 * torch.log10(255**2 / mse)
 
-# %% ../nbs/01_tokenizer.ipynb #002906ff
+# %% ../nbs/01_tokenizer.ipynb #b4b8c4ab
 @dataclass
 class TokenizerConfig:
     "The shape of the autoencoder. Its compression is `patch * 2**(len(mults)-1)`."
@@ -44,6 +48,9 @@ class TokenizerConfig:
     patch: int = 2                  # pixels folded into channels before the first convolution
     attend: bool = False            # self-attention in the middle
 
+    def __post_init__(self):
+        if self.width % 8: raise ValueError(f'width {self.width}: the norms work on groups of 8 channels, so it must be a multiple of 8')
+
     @property
     def factor(self): return self.patch * 2 ** (len(self.mults) - 1)  # pixels per latent, each way
 
@@ -51,7 +58,7 @@ TOKENIZERS = dict(
     small=TokenizerConfig(),                                                                               # 8x: shipped
     kl16=TokenizerConfig(latents=16, width=128, mults=(1, 1, 2, 2, 4), blocks=2, patch=1, attend=True))    # 16x, 16 channels: the paper's shape
 
-# %% ../nbs/01_tokenizer.ipynb #75975eca
+# %% ../nbs/01_tokenizer.ipynb #2fe5f1f4
 def norm(c): return nn.GroupNorm(min(32, c // 8), c, eps=1e-6)
 
 class ResBlock(nn.Module):
@@ -63,6 +70,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x): return self.skip(x) + self.body(x)
 
+# %% ../nbs/01_tokenizer.ipynb #d62077b9
 class SpatialAttention(nn.Module):
     "Every latent looks at every other of its frame, one head: [b, c, h, w] -> same."
     def __init__(self, c):
@@ -73,7 +81,7 @@ class SpatialAttention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, -1)   # b 1 hw c
         return x + self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.reshape(x.shape))
 
-# %% ../nbs/01_tokenizer.ipynb #6c66d0dd
+# %% ../nbs/01_tokenizer.ipynb #54c21743
 class Tokenizer(nn.Module):
     "KL autoencoder of single frames (Kingma & Welling 2014; Rombach et al. 2022, section 3.1). `encode` and `decode` speak scaled latents."
     def __init__(self, cfg=TokenizerConfig()):
@@ -94,40 +102,47 @@ class Tokenizer(nn.Module):
         self.register_buffer('shift', torch.zeros(cfg.latents, 1, 1))   # mean and
         self.register_buffer('scale', torch.ones(cfg.latents, 1, 1))    # standard deviation of the raw latents, set by `fit_scale`
 
-    def grid(self, height, width):
-        "The latent grid (h, w) of frames of this size, or a `ValueError`."
-        f = self.cfg.factor
-        if height % f or width % f or min(height, width) < f: raise ValueError(f'frames of {width}x{height} pixels: this tokenizer needs both to be multiples of {f}')
-        return height // f, width // f
+# %% ../nbs/01_tokenizer.ipynb #302ee2cf
+@patch
+def grid(self:Tokenizer, height, width):
+    "The latent grid (h, w) of frames of this size, or a `ValueError`."
+    f = self.cfg.factor
+    if height % f or width % f or min(height, width) < f: raise ValueError(f'frames of {width}x{height} pixels: this tokenizer needs both to be multiples of {f}')
+    return height // f, width // f
 
-    def posterior(self,
-        x               # [b, 3, H, W] in [-1, 1]
-    ):                  # mean and log-variance, each [b, c, h, w], unscaled
-        "The Gaussian q(z|x)."
-        self.grid(*x.shape[-2:])
-        mean, logvar = self.encoder(x).chunk(2, 1)
-        return mean, logvar.clamp(-20, 10)
+@patch
+def posterior(self:Tokenizer,
+    x               # [b, 3, H, W] in [-1, 1]
+):                  # mean and log-variance, each [b, c, h, w], unscaled
+    "The Gaussian q(z|x)."
+    self.grid(*x.shape[-2:])
+    mean, logvar = self.encoder(x).chunk(2, 1)
+    return mean, logvar.clamp(-20, 10)
 
-    def encode(self,
-        frames          # uint8 [..., H, W, 3]
-    ):                  # latents [..., c, h, w], zero mean and unit variance over the data
-        "Latents of frames: the posterior's mean, scaled."
-        x = to_unit(frames).to(self.shift.device)
-        z = (self.posterior(x.flatten(0, -4))[0] - self.shift) / self.scale
-        return z.view(*x.shape[:-3], *z.shape[-3:])
+# %% ../nbs/01_tokenizer.ipynb #d0be29ff
+@patch
+def encode(self:Tokenizer,
+    frames          # uint8 [..., H, W, 3]
+):                  # latents [..., c, h, w], zero mean and unit variance over the data
+    "Latents of frames: the posterior's mean, scaled."
+    x = to_unit(frames).to(self.shift.device)
+    z = (self.posterior(x.reshape(-1, *x.shape[-3:]))[0] - self.shift) / self.scale
+    return z.view(*x.shape[:-3], *z.shape[-3:])
 
-    def pixels(self, z):
-        "Scaled latents [b, c, h, w] -> [b, 3, H, W], about in [-1, 1]."
-        return self.decoder(z * self.scale + self.shift)
+@patch
+def pixels(self:Tokenizer, z):
+    "Scaled latents [b, c, h, w] -> [b, 3, H, W], about in [-1, 1]."
+    return self.decoder(z * self.scale + self.shift)
 
-    def decode(self,
-        z               # scaled latents [..., c, h, w]
-    ):                  # uint8 [..., H, W, 3]
-        "Frames of latents."
-        x = self.pixels(z.flatten(0, -4))
-        return to_uint8(x.view(*z.shape[:-3], *x.shape[-3:]))
+@patch
+def decode(self:Tokenizer,
+    z               # scaled latents [..., c, h, w]
+):                  # uint8 [..., H, W, 3]
+    "Frames of latents."
+    x = self.pixels(z.reshape(-1, *z.shape[-3:]))
+    return to_uint8(x.view(*z.shape[:-3], *x.shape[-3:]))
 
-# %% ../nbs/01_tokenizer.ipynb #92654235
+# %% ../nbs/01_tokenizer.ipynb #50c0c7aa
 def tokenizer_loss(
     tok, x,             # frames [b, 3, H, W] in [-1, 1]
     kl_weight=1e-4,     # against the mean squared error of one pixel
@@ -140,6 +155,7 @@ def tokenizer_loss(
     mse, kl = F.mse_loss(y, x), .5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
     return mse + .1 * F.l1_loss(y, x) + kl_weight * kl, dict(mse=mse.detach(), kl=kl.detach(), psnr=-10 * torch.log10(mse.detach() / 4))
 
+# %% ../nbs/01_tokenizer.ipynb #0e1dbdd3
 @torch.no_grad()
 def fit_scale(
     tok,
@@ -175,7 +191,7 @@ def load_into(model, tensors, what):
 def build(cls, d, where):
     "A config dataclass from JSON, or an error that names what is wrong with it."
     try: return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
-    except (TypeError, ValueError) as e: raise ValueError(f'{where}: not a valid {cls.__name__}: {e}') from None
+    except (AttributeError, TypeError, ValueError) as e: raise ValueError(f'{where}: not a valid {cls.__name__}: {e}') from None
 
 def save_model(
     folder, kind,       # writes KIND.safetensors, then KIND.json
@@ -195,6 +211,6 @@ def load_model(
     path = Path(folder)/f'{kind}.json'
     if not Path(folder).is_dir(): raise FileNotFoundError(f'{folder}: no such folder')
     info = read_json(path)
-    if info.get('format') != 1 or info.get('kind') != kind: raise ValueError(f'{path}: not the config of a {kind} in format 1')
+    if not isinstance(info, dict) or info.get('format') != 1 or info.get('kind') != kind: raise ValueError(f'{path}: not the config of a {kind} in format 1')
     model = model_cls(build(config_cls, info.get('shape', {}), path))
     return load_into(model, load_tensors(path.with_suffix('.safetensors')), path.with_suffix('.safetensors')).eval(), info

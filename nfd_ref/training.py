@@ -111,7 +111,7 @@ def fit(
     progress=True
 ):                      # the model with averaged weights
     "Train. Every random number is drawn from (seed, step), so a run that is killed and resumed gives the same bits (on one device)."
-    out, acc = Path(out), Accelerator(mixed_precision='bf16' if cfg.bf16 else 'no')
+    out, acc = Path(out), Accelerator(mixed_precision='bf16' if cfg.bf16 else 'no', cpu=not torch.cuda.is_available())
     rank, world, main = acc.process_index, acc.num_processes, acc.is_main_process
     if cfg.batch % world: raise ValueError(f'a batch of {cfg.batch} cannot be split over {world} processes')
     if main: claim(out, dict(train=asdict(cfg), info=info or {}), resume)
@@ -154,7 +154,7 @@ def averaged(model, ema):
 
 # %% ../nbs/05_training.ipynb #2036fc6c
 TOKENIZER_RECIPE = TrainConfig(steps=3000, batch=32, lr=1.5e-3, weight_decay=0., ema=.995)
-WORLD_RECIPE = TrainConfig(steps=4000, batch=16, lr=1.5e-3)
+WORLD_RECIPE = TrainConfig(steps=3400, batch=16, lr=1.5e-3)
 
 @dataclass
 class Recipe:
@@ -259,9 +259,10 @@ def world_loss(levels):
         x0, a = batch
         t, w = levels(*x0.shape[:2], gen)
         eps = torch.randn(x0.shape, generator=gen)
+        share = w[part].mean() / w.mean()      # this process's part of the weights: losses averaged over processes are the whole batch's
         x0, a, t, w, eps = (z[part].to(device) for z in (x0, a, t, w, eps))
         value, err = flow_matching_loss(model, x0, a, t, eps, w)
-        return value, dict(by_level=lambda: loss_by_level(err, t))   # worked out only when logged
+        return value * share.to(device), dict(by_level=lambda: loss_by_level(err, t))   # worked out only when logged
     return loss
 
 # %% ../nbs/05_training.ipynb #f78424ed

@@ -3,7 +3,7 @@ import json, os, pty, re, select, shutil, subprocess, sys, time
 from pathlib import Path
 import av, numpy as np, pytest
 from nfd_ref import cli
-from nfd_ref.video import VideoFolder, count_frames, read_frames
+from nfd_ref.video import VideoFolder, video_info, read_frames
 
 ROOT = Path(__file__).parents[1]
 WORLD, DATA = ROOT/'data'/'world', ROOT/'data'/'my_way_home'
@@ -29,7 +29,7 @@ def test_help_reads_well():
 
 def test_play_writes_what_it_made_and_says_how_fast(tmp_path, capsys):
     code, out, _ = run(capsys, 'play', '--frames', 30, '--out', tmp_path/'a.mp4', '--gif', tmp_path/'a.gif')
-    assert code == 0 and files(tmp_path) == ['a.gif', 'a.mp4'] and count_frames(tmp_path/'a.mp4') == 30
+    assert code == 0 and files(tmp_path) == ['a.gif', 'a.mp4'] and video_info(tmp_path/'a.mp4')[0] == 30
     assert re.search(r'30 frames at \d+\.\d FPS', out) and '80x48 pixels, 4 euler steps, CPU' in out
     assert read_frames(tmp_path/'a.mp4').std(0).mean() > 5          # it moves
 
@@ -82,7 +82,7 @@ def test_spoilt_video(tmp_path, capsys):
     mp4.write_text('this is not a video'); play('not a readable video')
     mp4.write_bytes(whole); mp4.with_suffix('.npz').write_bytes(b'PK\x03\x04 no'); play('not a readable .npz')
     np.savez(mp4.with_suffix('.npz'), actions=np.zeros((7, 1), int)); play('7 actions')
-    np.savez(mp4.with_suffix('.npz'), actions=np.full((count_frames(mp4), 1), 11)); play('out of range')
+    np.savez(mp4.with_suffix('.npz'), actions=np.full((video_info(mp4)[0], 1), 11)); play('out of range')
     (d/'dataset.json').unlink(); play('no such file')
 
 def test_another_action_space_is_refused(tmp_path, capsys):
@@ -124,11 +124,11 @@ def test_keys_in_a_real_terminal(tmp_path):
     assert '\nforward ' in seen and '\nturn right ' in seen
     os.write(fd, b'x'); read('frames ->', 30)
     assert re.search(r'\d+ frames -> ', seen), seen[-300:]
-    assert os.waitpid(pid, 0)[1] == 0 and count_frames(tmp_path/'k.mp4') > 2
+    assert os.waitpid(pid, 0)[1] == 0 and video_info(tmp_path/'k.mp4')[0] > 2
 
 def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys):
     pytest.importorskip('vizdoom')
     code, out, err = run(capsys, 'build', tmp_path/'b', '--recipe', 'tiny'); assert code == 0, err
     code, out, err = run(capsys, 'play', tmp_path/'b'/'play', '--frames', 3, '--out', tmp_path/'o.mp4'); assert code == 0, err
-    assert count_frames(tmp_path/'o.mp4') == 3
+    assert video_info(tmp_path/'o.mp4')[0] == 3
     fails(capsys, tmp_path, 'build', tmp_path/'b', '--recipe', 'tiny', says='choose a new folder')
