@@ -77,7 +77,7 @@ def rope_angles(
     dims,           # channels of a head for (time, height, width); each even
     theta=256.      # wavelengths run from 2*pi positions towards 2*pi*theta
 ):                  # float64 [f*h*w, sum(dims)/2]
-    "Rotation angles of 3-D RoPE (HunyuanVideo's split; theta of nfd.md 3.2): each axis turns its own share of the channels."
+    "Rotation angles of 3-D RoPE (HunyuanVideo's split; theta as in LIVE's code): each axis turns its own share of the channels."
     if any(d % 2 for d in dims): raise ValueError(f'RoPE turns pairs of channels: {dims} must all be even')
     freq = [theta ** -(torch.arange(0, d, 2, dtype=torch.float64) / d) for d in dims]
     axes = [torch.as_tensor(frames, dtype=torch.float64), torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64)]

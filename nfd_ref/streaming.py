@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .video import ActionSpace, VideoFolder, read_json, write_json
+from .video import ActionSpace, VideoFolder, read_json, write_aside, write_json
 from .tokenizer import Tokenizer, TokenizerConfig, load_model, psnr
 from .transformer import DiT, DiTConfig
 from .diffusion import SAMPLERS, add_noise, time_grid
@@ -171,9 +171,8 @@ def release(
     "Put a tokenizer and a world together, choose the context noise on training video, measure on held-out video."
     out = Path(out)
     if out.exists(): raise FileExistsError(f'{out} exists; choose a new folder')
-    tmp = out.with_name(f'.{out.name}.part')
-    try:
-        shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
+    with write_aside(out) as tmp:
+        tmp.mkdir()
         for folder, kind in ((tokenizer, 'tokenizer'), (world, 'world')):
             for f in (f'{kind}.json', f'{kind}.safetensors'): shutil.copy(Path(folder)/f, tmp/f)
             for log, name in (('log.jsonl', f'{kind}_log.jsonl'), ('held_out.jsonl', 'held_out.jsonl')):
@@ -186,8 +185,7 @@ def release(
         score = score_rollouts(World.load(tmp), held_out, clips)
         mean = {k: round(float(np.mean(score[k])), 2) for k in ('world', 'copy_last', 'tokenizer')}
         info['metrics'] = dict(psnr=mean, per_frame=score, context_noise_trial={str(k): round(float(v), 2) for k, v in trial.items()}, data=held_out.hash())
-        write_json(tmp/'world.json', info); tmp.rename(out)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        write_json(tmp/'world.json', info)
     return info['metrics']
 
 # %% ../nbs/06_streaming.ipynb #d11190bf

@@ -143,15 +143,24 @@ def decode(self:Tokenizer,
     return to_uint8(x.view(*z.shape[:-3], *x.shape[-3:]))
 
 # %% ../nbs/01_tokenizer.ipynb #50c0c7aa
+@patch
+def forward(self:Tokenizer,
+    x,              # [b, 3, H, W] in [-1, 1]
+    eps=None        # standard normal [b, c, h, w] for the posterior's sample; None: drawn here
+):                  # reconstruction like x; the posterior's mean and log-variance [b, c, h, w]
+    "Encode, sample, decode. Training calls this and no part of it, so that wrappers (several processes, mixed precision) see the whole pass."
+    mean, logvar = self.posterior(x)
+    if eps is None: eps = torch.randn_like(mean)
+    return self.decoder(mean + eps * (logvar / 2).exp()), mean, logvar
+
+# %% ../nbs/01_tokenizer.ipynb #28c6dc28
 def tokenizer_loss(
     tok, x,             # frames [b, 3, H, W] in [-1, 1]
     kl_weight=1e-4,     # against the mean squared error of one pixel
     eps=None            # standard normal [b, c, h, w] for the posterior's sample; None: drawn here
 ):                      # loss, {'mse', 'kl', 'psnr'}
     "Reconstruction (squared and absolute error) plus `kl_weight` times KL(q(z|x) || N(0, 1)) per latent number."
-    mean, logvar = tok.posterior(x)
-    if eps is None: eps = torch.randn_like(mean)
-    y = tok.decoder(mean + eps * (logvar / 2).exp())
+    y, mean, logvar = tok(x, eps)
     mse, kl = F.mse_loss(y, x), .5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
     return mse + .1 * F.l1_loss(y, x) + kl_weight * kl, dict(mse=mse.detach(), kl=kl.detach(), psnr=-10 * torch.log10(mse.detach() / 4))
 

@@ -6,7 +6,8 @@
 __all__ = ['NULL', 'DOOM9', 'MINEWORLD', 'VPT_KEYS', 'VPT_BUTTONS', 'CONFLICTS', 'BUTTONS', 'ActionSpace', 'Clip', 'write_aside',
            'write_video', 'open_video', 'read_frames', 'video_info', 'write_json', 'read_json', 'save_episode',
            'load_actions', 'VideoFolder', 'ClipDataset', 'import_clips', 'camera_bin', 'camera_degrees', 'vpt_action',
-           'vpt_actions', 'load_vpt', 'Recorder', 'doom_game', 'observe', 'sticky_policy', 'play_doom', 'record']
+           'vpt_actions', 'load_vpt', 'Recorder', 'scenario_file', 'doom_game', 'observe', 'sticky_policy', 'play_doom',
+           'record']
 
 # %% ../nbs/00_video.ipynb #35503ff2
 import io, json, math, os, shutil, tempfile, warnings, zipfile
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 import av, numpy as np
@@ -41,7 +42,6 @@ class ActionSpace:
     @property
     def rest(self): return np.array([v.index('none') if 'none' in v else 0 for v in self.fields.values()])  # doing nothing, [k]
 
-# %% ../nbs/00_video.ipynb #18be852b
 DOOM9 = ActionSpace('doom9', {'move': ('noop', 'forward', 'back', 'left', 'right', 'turn left', 'turn right', 'forward+turn left', 'forward+turn right')})
 
 # %% ../nbs/00_video.ipynb #c18514ec
@@ -128,7 +128,7 @@ def write_video(
                     if pix_fmt == 'yuv420p' and (f.shape[0] % 2 or f.shape[1] % 2): raise ValueError(f'{path}: yuv420p needs an even width and height, not {f.shape[1]}x{f.shape[0]}')
                     stream = out.add_stream('libx264', rate=Fraction(fps).limit_denominator(1000))
                     stream.height, stream.width, stream.pix_fmt = f.shape[0], f.shape[1], pix_fmt
-                    stream.options = {'crf': str(crf), 'g': str(gop), 'preset': preset, 'threads': '1', 'x264-params': 'asm=SSE2'}
+                    stream.options = {'crf': str(crf), 'g': str(gop), 'preset': preset, 'threads': '1', 'x264-params': 'asm=SSE2'}   # repeatable
                 if f.shape != (stream.height, stream.width, 3) or f.dtype != np.uint8: raise ValueError(f'{path}: frame {n} is {f.dtype} {f.shape}, not uint8 {(stream.height, stream.width, 3)}')
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24'))); n += 1
             if not n: raise ValueError(f'{path}: no frames to write')
@@ -175,7 +175,7 @@ def video_info(path):   # frames, (height, width)
         n, index = s.frames, list(s.index_entries)
         if n and len(index) == n > 1:
             t = np.array([e.timestamp for e in index], dtype=float)
-            if max(e.pos + e.size for e in index) > Path(path).stat().st_size: raise ValueError(f'{path}: cut short, the last of its {n} frames are missing')
+            if max(e.pos + e.size for e in index) > Path(path).stat().st_size: raise ValueError(f'{path}: cut short, its last frames are missing')
             if 2 * np.abs(t - np.linspace(t[0], t[-1], n)).max() > (t[-1] - t[0]) / (n - 1): raise ValueError(f'{path}: its frames are not evenly spaced in time; encode it again at a constant frame rate')
         return n or sum(p.size > 0 for p in c.demux(s)), (s.height, s.width)
 
@@ -229,19 +229,18 @@ class VideoFolder:
         if not self.folder.is_dir(): raise FileNotFoundError(f'{folder}: no such folder of video')
         if split not in (None, 'train', 'test'): raise ValueError(f"split is 'train', 'test' or None, not {split!r}")
         self.meta = meta = read_json(self.folder/'dataset.json')
-        try: self.space, self.fps = ActionSpace(meta['action_space']['name'], meta['action_space']['fields']), float(meta['fps'])
-        except (KeyError, TypeError, AttributeError, ValueError) as e: raise ValueError(f'{self.folder/"dataset.json"}: needs "action_space" {{"name", "fields"}} and "fps"; missing or wrong: {e}') from None
-        names = sorted(p.stem for p in self.folder.glob('*.mp4') if p.name[0] != '.')
+        names = {p.stem for p in self.folder.glob('*.mp4') if p.name[0] != '.'}
         if not names: raise ValueError(f'{folder}: no .mp4 in it')
-        test = set(meta['test']) if 'test' in meta else set(names[::8])
+        try: self.space, self.fps, test = ActionSpace(**meta['action_space']), float(meta['fps']), set(meta.get('test', sorted(names)[::8]))
+        except (KeyError, TypeError, AttributeError, ValueError) as e: raise ValueError(f'{self.folder/"dataset.json"}: needs "action_space" {{"name", "fields"}} and "fps"; missing or wrong: {e}') from None
         self.episodes, bad = [], []   # (name, frames)
-        for n in names:
+        for n in sorted(names | test):
             if split and (n in test) != (split == 'test'): continue
             try: self.episodes.append((n, self._check(n)))
             except (ValueError, FileNotFoundError) as e:
                 if on_bad != 'skip': raise
                 bad.append(str(e))
-        if bad: warnings.warn(f'{folder}: {len(bad)} of {len(names)} episodes skipped; first: {bad[0]}')
+        if bad: warnings.warn(f'{folder}: {len(bad)} of {len(bad) + len(self.episodes)} episodes skipped; first: {bad[0]}')
         if not self.episodes: raise ValueError(f'{folder}: no usable {split or ""} episode in it')
 
     def __len__(self): return len(self.episodes)
@@ -261,7 +260,6 @@ def _check(self:VideoFolder, name):
     if size != self.size: raise ValueError(f'{mp4}: {size[1]}x{size[0]} pixels, but the folder has {self.size[1]}x{self.size[0]}')
     return n
 
-# %% ../nbs/00_video.ipynb #a70ae3b4
 @patch
 def actions(self:VideoFolder, e):
     "Actions int64 [f, k] of episode number `e`."
@@ -407,15 +405,22 @@ class Recorder:
 BUTTONS = np.array([[0,0,0,0,0], [1,0,0,0,0], [0,1,0,0,0], [0,0,1,0,0], [0,0,0,1,0], [0,0,0,0,-1], [0,0,0,0,1], [1,0,0,0,-1], [1,0,0,0,1]], dtype=float)  # DOOM9 -> forward, back, left, right, turn
 
 # %% ../nbs/00_video.ipynb #e7b9b058
+def scenario_file(name):
+    "The .cfg of a ViZDoom scenario, or an error that says what there is."
+    try: import vizdoom
+    except ImportError: raise ImportError('recording needs ViZDoom: pip install "nfd_ref[record]"') from None
+    cfg = Path(vizdoom.scenarios_path)/f'{name}.cfg'
+    if not cfg.exists(): raise ValueError(f'no ViZDoom scenario "{name}"; there are {", ".join(sorted(p.stem for p in cfg.parent.glob("*.cfg")))}')
+    return cfg
+
+# %% ../nbs/00_video.ipynb #23dff036
 def doom_game(
     rec,            # a `Recorder`
     seed=0
 ):                  # an initialised vizdoom.DoomGame: HUD and weapon off, depth buffer on
     "Start the simulator without a window."
-    try: import vizdoom as vzd
-    except ImportError: raise ImportError('recording needs ViZDoom: pip install "nfd_ref[record]"') from None
-    cfg = Path(vzd.scenarios_path)/f'{rec.scenario}.cfg'
-    if not cfg.exists(): raise ValueError(f'no ViZDoom scenario "{rec.scenario}"; there are {", ".join(sorted(p.stem for p in cfg.parent.glob("*.cfg")))}')
+    cfg = scenario_file(rec.scenario)
+    import vizdoom as vzd
     g = vzd.DoomGame(); g.load_config(str(cfg))
     g.set_doom_config_path(str(Path(tempfile.gettempdir())/f'vizdoom_{os.getpid()}.ini'))
     g.set_window_visible(False); g.set_screen_format(vzd.ScreenFormat.RGB24); g.set_depth_buffer_enabled(True)
@@ -485,10 +490,6 @@ def _record_one(folder, name, rec, seed):
     if 'g' not in _game: _game['g'] = doom_game(rec)
     save_episode(folder, name, play_doom(_game['g'], rec, seed), crf=rec.crf)
 
-def _vizdoom_version():
-    try: return version('vizdoom')
-    except PackageNotFoundError: raise ImportError('recording needs ViZDoom: pip install "nfd_ref[record]"') from None
-
 # %% ../nbs/00_video.ipynb #ba9a279c
 def record(
     folder,                 # new, or one that this recording left unfinished
@@ -502,8 +503,9 @@ def record(
     folder = Path(folder)
     if not 0 <= test < episodes: raise ValueError(f'{test} test episodes of {episodes}: wanted 0 <= test < episodes')
     if rec.height < 8 or rec.width < 8 or rec.length < 2: raise ValueError(f'frames of {rec.width}x{rec.height} pixels, {rec.length} a clip: too small')
+    scenario_file(rec.scenario)
     names = [f'ep_{i:05d}' for i in range(episodes)]
-    meta = dict(format=1, fps=rec.fps, action_space=asdict(DOOM9), test=names[episodes - test:], recorder=asdict(rec) | dict(seed=seed, episodes=episodes, vizdoom=_vizdoom_version()))
+    meta = dict(format=1, fps=rec.fps, action_space=asdict(DOOM9), test=names[episodes - test:], recorder=asdict(rec) | dict(seed=seed, episodes=episodes, vizdoom=version('vizdoom')))
     if (folder/'dataset.json').exists() and read_json(folder/'dataset.json') != json.loads(json.dumps(meta)): raise FileExistsError(f'{folder} holds another recording; choose a new folder')
     write_json(folder/'dataset.json', meta)
     for p in folder.glob('.ep_*.part*'): p.unlink()       # what a killed recording left

@@ -30,3 +30,7 @@ def test_small_enough_to_clone():
 def test_nothing_below_play_needs_widgets_or_gymnasium():
     code = 'import sys; import nfd_ref.video, nfd_ref.tokenizer, nfd_ref.attention, nfd_ref.transformer, nfd_ref.diffusion, nfd_ref.training, nfd_ref.streaming; assert not {"ipywidgets", "anywidget", "gymnasium", "vizdoom", "matplotlib"} & set(sys.modules), sys.modules.keys()'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True); assert r.returncode == 0, r.stderr[-500:]
+
+def test_the_name_readers_type_works():
+    r = subprocess.run([str(Path(sys.executable).with_name('nbdev_test')), '--help'], capture_output=True, text=True)
+    assert r.returncode == 0 and '--flags' in r.stdout

@@ -16,13 +16,15 @@ from nfd_ref.training import *
 from nfd_ref.tokenizer import *
 from nfd_ref.video import *
 from nfd_ref.transformer import *
-out, data, steps, batch, resume = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), len(sys.argv) > 5
+kind, out, data, steps, batch, resume = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), len(sys.argv) > 6
 torch.set_num_threads(1)
-tok = Tokenizer(TokenizerConfig(latents=4, width=8, mults=(1, 1, 1)))
-torch.manual_seed(0)
-for p in tok.parameters(): torch.nn.init.normal_(p, std=.1)
-train_world(out, VideoFolder(data, 'train'), tok, TrainConfig(steps=steps, batch=batch, warmup=2, save_every=5, log_every=1, lr=1e-3),
-            DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6)), length=4, resume=resume, progress=False)
+cfg, shape = TrainConfig(steps=steps, batch=batch, warmup=2, save_every=5, log_every=1, lr=1e-3), TokenizerConfig(latents=4, width=8, mults=(1, 1, 1))
+videos, kw = VideoFolder(data, 'train'), dict(resume=resume, progress=False)
+if kind == 'tokenizer': train_tokenizer(out, videos, cfg, shape, **kw)
+else:
+    torch.manual_seed(0); tok = Tokenizer(shape)
+    for p in tok.parameters(): torch.nn.init.normal_(p, std=.1)
+    train_world(out, videos, tok, cfg, DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6)), length=4, **kw)
 '''
 
 @pytest.fixture(scope='module')
@@ -41,26 +43,27 @@ def run(tmp_path, *args, launcher=()):
 def log(folder): return [json.loads(l) for l in (Path(folder)/'log.jsonl').read_text().splitlines()]
 
 def test_killed_and_resumed_is_bit_equal(tmp_path, data):
-    p = run(tmp_path, tmp_path/'whole', data, 30, 4); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    p = run(tmp_path, tmp_path/'killed', data, 30, 4)
+    p = run(tmp_path, 'world', tmp_path/'whole', data, 30, 4); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
+    p = run(tmp_path, 'world', tmp_path/'killed', data, 30, 4)
     t = time.time()
     while not list((tmp_path/'killed').glob('step_*')) and time.time() - t < 120: time.sleep(.02)
     p.send_signal(signal.SIGKILL); p.communicate()
     done = sorted((tmp_path/'killed').glob('step_*'))[-1].name
     assert done < 'step_000030', 'the run ended before it could be killed: the test proves nothing'
-    p = run(tmp_path, tmp_path/'killed', data, 30, 4, 'resume'); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
+    p = run(tmp_path, 'world', tmp_path/'killed', data, 30, 4, 'resume'); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
     for f in ('model', 'ema', 'optimizer'):
         a, b = (load_file(tmp_path/r/'step_000030'/f'{f}.safetensors') for r in ('whole', 'killed'))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), f
     assert [l['step'] for l in log(tmp_path/'killed')] == list(range(1, 31))
     assert [l['loss'] for l in log(tmp_path/'killed')] == [l['loss'] for l in log(tmp_path/'whole')]
 
-def test_two_processes_equal_one(tmp_path, data):
-    p = run(tmp_path, tmp_path/'one', data, 6, 4); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    p = run(tmp_path, tmp_path/'two', data, 6, 4, launcher=('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29577')); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
+@pytest.mark.parametrize('kind', ['world', 'tokenizer'])
+def test_two_processes_equal_one(tmp_path, data, kind):
+    p = run(tmp_path, kind, tmp_path/'one', data, 6, 4); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
+    p = run(tmp_path, kind, tmp_path/'two', data, 6, 4, launcher=('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29577')); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
     one, two = ([l['loss'] for l in log(tmp_path/r)] for r in ('one', 'two'))
     assert one == pytest.approx(two, rel=2e-4)
-    a, b = (load_file(tmp_path/r/'final'/'world.safetensors') for r in ('one', 'two'))
+    a, b = (load_file(tmp_path/r/'final'/f'{kind}.safetensors') for r in ('one', 'two'))
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-3) for k in a)
 
 def test_a_run_is_not_overwritten_nor_resumed_as_another(tmp_path, data):
