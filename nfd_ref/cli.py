@@ -1,6 +1,7 @@
 "The `nfd-ref` command: a thin face over the package. Written by hand; every command calls one or two functions of the notebooks."
 import argparse, json, os, subprocess, sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
@@ -127,6 +128,7 @@ def cmd_build(a):
     print(json.dumps(metrics['psnr']), f'-> nfd-ref play {a.out/"play"}', sep='\n')
 
 def cmd_lab(a):
+    if not find_spec('jupyterlab'): raise ImportError('JupyterLab is not installed: pip install -c constraints.txt jupyterlab')
     sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(HERE/'nbs')]))
 
 def main(argv=None):
