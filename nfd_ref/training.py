@@ -291,10 +291,10 @@ def train_world(
     "Train the world model on encoded clips."
     shape = build(DiTConfig, asdict(shape) | dict(latents=tok.cfg.latents, grid=tok.grid(*videos.size), actions=videos.space.sizes), 'shape')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    clips = LatentClips(*encode_videos(tok, videos, Path(out)/'latents', device), length, cfg.batch, cfg.seed)
+    clips = LatentClips(*encode_videos(tok, videos, Path(out)/'latents', device, kwargs.get('progress', True)), length, cfg.batch, cfg.seed)
     loss = world_loss(levels)
     if held_out:
-        test = LatentClips(*encode_videos(tok, held_out, Path(out)/'latents_test', device), length, cfg.batch, cfg.seed)
+        test = LatentClips(*encode_videos(tok, held_out, Path(out)/'latents_test', device, kwargs.get('progress', True)), length, cfg.batch, cfg.seed)
         def on_save(model, folder):
             r = action_shuffle(model, test, levels)
             with open(Path(out)/'held_out.jsonl', 'a') as f: f.write(json.dumps(dict(step=int(folder.name[5:])) | r) + '\n')
