@@ -9,7 +9,7 @@ __all__ = ['attend_slow', 'frame_mask', 'block_causal_mask', 'attend', 'attend_f
 # %% ../nbs/02_attention.ipynb #773c9665
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import nn
 
 # %% ../nbs/02_attention.ipynb #4f19ef8e
 def attend_slow(

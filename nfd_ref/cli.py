@@ -1,5 +1,5 @@
 "The `nfd-ref` command: a thin face over the package. Written by hand; every command calls one or two functions of the notebooks."
-import argparse, json, os, subprocess, sys
+import argparse, json, subprocess, sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,16 +7,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent
 WORLD, DATA = HERE/'data'/'world', HERE/'data'/'my_way_home'
 
-def train_flags(p, steps):
+def train_flags(p):
     p.add_argument('--data', required=True, type=Path, help='a folder of video (see data/README.md)')
     p.add_argument('--out', required=True, type=Path, help="the run's folder; must be new, or --resume")
-    p.add_argument('--steps', type=int, default=steps, help='optimizer steps (%(default)s)')
+    p.add_argument('--steps', type=int, help="optimizer steps (the recipe's, in nfd_ref.training)")
     p.add_argument('--batch', type=int, help='clips (or frames) a step, over all processes')
     p.add_argument('--lr', type=float, help='learning rate after the warm-up')
-    p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--save-every', type=int, default=500, help='steps between checkpoints (%(default)s)')
-    p.add_argument('--bf16', action='store_true', help='bf16 autocast: pays on CUDA and on CPUs with AMX')
-    p.add_argument('--compile', action='store_true', help='torch.compile: pays after some hundred steps')
+    p.add_argument('--seed', type=int)
+    p.add_argument('--save-every', type=int, help='steps between checkpoints')
+    p.add_argument('--bf16', action='store_true', default=None, help='bf16 autocast: pays on CUDA and on CPUs with AMX')
+    p.add_argument('--compile', action='store_true', default=None, help='torch.compile: pays after some hundred steps')
     p.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run')
 
 def parser():
@@ -45,8 +45,8 @@ def parser():
     c.add_argument('--seed', type=int, default=0); c.add_argument('--workers', type=int)
     c = s.add_parser('train', help='train a tokenizer or a world', description='Train one part. `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.')
     t = c.add_subparsers(dest='what', metavar='tokenizer|world', required=True)
-    k = t.add_parser('tokenizer', help='the per-frame autoencoder'); train_flags(k, 3000)
-    k = t.add_parser('world', help='the diffusion transformer'); train_flags(k, 3400)
+    k = t.add_parser('tokenizer', help='the per-frame autoencoder'); train_flags(k)
+    k = t.add_parser('world', help='the diffusion transformer'); train_flags(k)
     k.add_argument('--tokenizer', type=Path, required=True, help='folder of a trained tokenizer')
     k.add_argument('--preset', default='small', help='small, nfd_130m, nfd_310m or nfd_774m (%(default)s)')
     k.add_argument('--init', type=Path, help='folder of a trained world of the same shape to go on from')
@@ -92,7 +92,7 @@ def cmd_record(a):
 
 def given(cfg, a):
     "A TrainConfig with the flags that were given."
-    return replace(cfg, steps=a.steps, seed=a.seed, save_every=a.save_every, bf16=a.bf16, compile=a.compile, **{k: v for k, v in (('batch', a.batch), ('lr', a.lr)) if v is not None})
+    return replace(cfg, **{k: v for k in ('steps', 'batch', 'lr', 'seed', 'save_every', 'bf16', 'compile') if (v := getattr(a, k)) is not None})
 
 def cmd_train(a):
     from nfd_ref import training as T

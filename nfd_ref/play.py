@@ -7,13 +7,13 @@ __all__ = ['KEYS', 'parse_actions', 'sticky_trace', 'draw_action', 'write_gif', 
            'raw_keys', 'play_keys', 'Player']
 
 # %% ../nbs/12_play.ipynb #03cc10a2
-import io, re, select, sys, threading, time
+import io, select, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
-from .video import NULL, write_aside, write_video
+from .video import write_aside, write_video
 
 # %% ../nbs/12_play.ipynb #594623dd
 def parse_actions(
@@ -72,11 +72,11 @@ def write_gif(path, frames, fps=20):
 def stream(
     world, clip,        # `World`, a `Clip` to start from
     actions,            # iterable of actions, for each frame one
-    total=None, progress=True
+    progress=True
 ):                      # yields (frame uint8 [h, w, 3], action int64 [k], seconds this frame took)
     "Play the world under a trace, with a live progress bar that shows frames per second."
     world.reset(clip)
-    bar = tqdm(actions, total=total, desc='play', unit='frame', disable=not progress)
+    bar = tqdm(actions, desc='play', unit='frame', disable=not progress)
     for a in bar:
         t = time.perf_counter(); frame = world.step(a)
         yield frame, world.action(a), time.perf_counter() - t
@@ -91,7 +91,7 @@ def play(
     outs = [Path(o) for o in ([out] if isinstance(out, (str, Path)) else out or [])]
     for o in outs:
         if o.suffix not in ('.mp4', '.gif'): raise ValueError(f'{o}: can write .mp4 and .gif')
-    frames, acts, secs = zip(*stream(world, clip, actions, len(actions), progress))
+    frames, acts, secs = zip(*stream(world, clip, actions, progress))
     drawn = [draw_action(f, world.space.label(a), scale) for f, a in zip(frames, acts)] if outs else []
     for o in outs:
         if o.suffix == '.gif': write_gif(o, drawn, world.fps)

@@ -67,7 +67,6 @@ MOMENTS = ('exp_avg', 'exp_avg_sq', 'step')   # what AdamW remembers of each wei
 def save_checkpoint(out, step, model, ema, opt):
     "Write `out/step_NNNNNN` aside, rename it, keep the last two."
     d, state = Path(out)/f'step_{step:06d}', opt.state_dict()['state']
-    shutil.rmtree(d, ignore_errors=True)
     with write_aside(d) as tmp:
         save_tensors(tmp/'model.safetensors', model.state_dict()); save_tensors(tmp/'ema.safetensors', ema)
         save_tensors(tmp/'optimizer.safetensors', {f'{n}|{m}': torch.as_tensor(state[i][m]) for i, (n, _) in enumerate(model.named_parameters()) if i in state for m in MOMENTS})

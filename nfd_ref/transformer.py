@@ -8,10 +8,10 @@ __all__ = ['paper', 'DITS', 'DiTConfig', 'sinusoid', 'ActionEmbedding', 'SwiGLU'
 
 # %% ../nbs/03_transformer.ipynb #f8c50028
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import nn
 from fastcore.basics import patch
 from .attention import Attention, KVCache, block_causal_mask, rope_angles
 

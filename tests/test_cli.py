@@ -111,7 +111,7 @@ def test_keys_in_a_real_terminal(tmp_path):
     "Drive `play --keys` through a pseudo-terminal: walk, turn, leave."
     pid, fd = pty.fork()
     if pid == 0: os.execv(sys.executable, [sys.executable, '-m', 'nfd_ref.cli', 'play', '--keys', '--out', str(tmp_path/'k.mp4')])
-    seen, sent, t = '', [], time.time()
+    seen, t = '', time.time()
     def read(until, limit=90):
         nonlocal seen
         while until not in seen and time.time() - t < limit:

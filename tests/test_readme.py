@@ -1,6 +1,5 @@
 "README keeps its word: it is the index notebook, its script runs, its commands are those that exist."
 import re, subprocess, sys
-from pathlib import Path
 from make_readme import ROOT, readme
 from nfd_ref.video import video_info
 

@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from nfd_ref.tokenizer import TokenizerConfig
-from nfd_ref.training import TrainConfig, fit, train_tokenizer, train_world
-from nfd_ref.transformer import DiTConfig
+from nfd_ref.training import TrainConfig, fit, train_tokenizer
 from nfd_ref.tokenizer import Tokenizer
-from nfd_ref.video import VideoFolder, Recorder, save_episode
+from nfd_ref.video import VideoFolder, save_episode
 
 DATA = Path(__file__).parents[1]/'data'/'my_way_home'
 SCRIPT = '''
