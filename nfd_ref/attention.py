@@ -99,14 +99,15 @@ class Attention(nn.Module):
         mask=None,      # bool [n, kv]
         cache=None,     # a `KVCache` to look back at
         layer=0,        # this layer's name in the cache
-        write=0         # tokens per frame, to write these frames into the cache; 0: only look
+        write=0,        # tokens per frame, to write these frames into the cache; 0: only look
+        keep=None       # write only so many of these tokens, the first ones; None: all
     ):
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (self.qn(q), self.kn(k), v))
         q, k = rope(q, *turn), rope(k, *turn)
         if cache is not None:
             past = cache.join(layer, k, v)
-            if write: cache.write(layer, k, v, write)
+            if write: cache.write(layer, k[:, :, :keep], v[:, :, :keep], write)
             k, v = past
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
-WORLD, DATA = HERE/'data'/'world', HERE/'data'/'my_way_home'
+WORLD, DATA, BRANCHES, IDM = (HERE/'data'/d for d in ('world', 'my_way_home', 'branches', 'idm'))
 
 def train_flags(p):
     p.add_argument('--data', required=True, type=Path, help='a folder of video (see data/README.md)')
@@ -15,7 +15,7 @@ def train_flags(p):
     p.add_argument('--lr', type=float, help='learning rate after the warm-up')
     p.add_argument('--seed', type=int)
     p.add_argument('--save-every', type=int, help='steps between checkpoints')
-    p.add_argument('--bf16', action='store_true', default=None, help='bf16 autocast: pays on CUDA and on CPUs with AMX')
+    p.add_argument('--bf16', action='store_true', default=None, help='bf16 autocast: pays on CUDA and on CPUs with AMX or AVX-512 bf16')
     p.add_argument('--compile', action='store_true', default=None, help='torch.compile: pays after some hundred steps')
     p.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run')
 
@@ -43,9 +43,13 @@ def parser():
     c.add_argument('--scenario', default='my_way_home'); c.add_argument('--size', default='80x48', metavar='WxH')
     c.add_argument('--crf', type=int, default=20, help='H.264 quality, smaller is better (%(default)s)')
     c.add_argument('--seed', type=int, default=0); c.add_argument('--workers', type=int)
-    c = s.add_parser('train', help='train a tokenizer or a world', description='Train one part. `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.')
-    t = c.add_subparsers(dest='what', metavar='tokenizer|world', required=True)
+    c = s.add_parser('branches', help='play every action from saved simulator states', description='From states of the held-out episodes of a ViZDoom recording, record what every action leads to. `evaluate` compares the world with it.')
+    c.add_argument('out', type=Path); c.add_argument('--data', type=Path, default=DATA, help='the recording (the shipped one)')
+    c.add_argument('--states', type=int, default=16, help='how many (%(default)s)'); c.add_argument('--seed', type=int, default=0)
+    c = s.add_parser('train', help='train a tokenizer, a world or a judge of actions', description='Train one part. `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.')
+    t = c.add_subparsers(dest='what', metavar='tokenizer|world|idm', required=True)
     k = t.add_parser('tokenizer', help='the per-frame autoencoder'); train_flags(k)
+    k = t.add_parser('idm', help='the inverse-dynamics network that reads actions from video'); train_flags(k)
     k = t.add_parser('world', help='the diffusion transformer'); train_flags(k)
     k.add_argument('--tokenizer', type=Path, required=True, help='folder of a trained tokenizer')
     k.add_argument('--preset', default='small', help='small, nfd_130m, nfd_310m or nfd_774m (%(default)s)')
@@ -54,6 +58,16 @@ def parser():
     c = s.add_parser('release', help='put a tokenizer and a world together, measured on held-out video')
     c.add_argument('tokenizer', type=Path); c.add_argument('world', type=Path); c.add_argument('out', type=Path)
     c.add_argument('--data', type=Path, default=DATA); c.add_argument('--clips', type=int, default=64)
+    c = s.add_parser('evaluate', help='measure a world: quality, distance, actions, counterfactuals, drift, memory', description='Measure a world against held-out video and the simulator. Writes the numbers as JSON and a page of plots and film strips beside it.')
+    c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
+    c.add_argument('--out', type=Path, required=True, help='report, NAME.json; NAME.png is written as well')
+    c.add_argument('--data', type=Path, default=DATA, help='video folder: its test episodes judge (the shipped one)')
+    c.add_argument('--branches', type=Path, default=BRANCHES, help='from nfd-ref branches, of the same episodes')
+    c.add_argument('--idm', type=Path, default=IDM, help='from nfd-ref train idm')
+    c.add_argument('--quick', action='store_true', help='under a minute, few clips: to see that it works, not to compare')
+    c.add_argument('--seed', type=int, default=0)
+    c.add_argument('--leaderboard', type=Path, help='JSON file to put a row into'); c.add_argument('--name', help='of the world there (its folder)')
+    c.add_argument('--i3d', type=Path, help='i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD'); c.add_argument('--vgg', type=Path, help='vgg16.pt of StyleGAN3, if you have it: adds LPIPS')
     c = s.add_parser('build', help='all of it: record, train both, release', description='Record, train the tokenizer, train the world, measure, and put the playable world into OUT/play. Goes on where it was stopped.')
     c.add_argument('out', type=Path); c.add_argument('--recipe', default='cpu', help='cpu (two hours on two cores), cuda (minutes; not yet timed) or tiny (a minute, to see the path work)')
     c.add_argument('--data', type=Path, default=DATA, help='video that judges it (the shipped one)')
@@ -101,11 +115,29 @@ def cmd_train(a):
     from nfd_ref.video import VideoFolder
     videos = VideoFolder(a.data, 'train')
     if a.what == 'tokenizer': T.train_tokenizer(a.out, videos, given(T.TOKENIZER_RECIPE, a), resume=a.resume)
+    elif a.what == 'idm':
+        from nfd_ref.evaluation import IDM_RECIPE, train_idm
+        train_idm(a.out, videos, given(IDM_RECIPE, a), resume=a.resume)
     else:
         if a.preset not in DITS: raise ValueError(f'no preset "{a.preset}"; there are {", ".join(DITS)}')
         tok, _ = load_model(a.tokenizer, 'tokenizer', Tokenizer, TokenizerConfig)
         T.train_world(a.out, videos, tok, given(T.WORLD_RECIPE, a), DITS[a.preset], a.length, init=a.init, held_out=VideoFolder(a.data, 'test'), resume=a.resume)
     print(f'done -> {a.out/"final"}')
+
+def cmd_branches(a):
+    from nfd_ref.evaluation import record_branches
+    from nfd_ref.video import VideoFolder
+    if a.states < 1: raise ValueError(f'--states {a.states}: at least 1')
+    record_branches(a.out, VideoFolder(a.data, 'test'), a.states, seed=a.seed)
+    print(f'{a.states} states -> {a.out}')
+
+def cmd_evaluate(a):
+    from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
+    r = evaluate(a.world, a.data, a.branches, a.idm, a.out, QUICK if a.quick else Protocol(), a.seed, i3d=a.i3d, vgg=a.vgg)
+    row = leaderboard_row(r, a.name or a.world.name, f'nfd-ref evaluate --seed {a.seed}' + (' --quick' if a.quick else ''))
+    if a.leaderboard: add_to_leaderboard(a.leaderboard, row)
+    for k, v in row.items(): print(f'{k:20} {v}')
+    print(f'-> {a.out}, {a.out.with_suffix(".png")}')
 
 def cmd_release(a):
     from nfd_ref.streaming import release

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from .video import NULL, VideoFolder, read_json, write_aside, write_json
+from .video import NULL, read_json, write_aside, write_json
 from .tokenizer import Tokenizer, TokenizerConfig, build, fit_scale, load_into, load_tensors, save_model, save_tensors, to_unit, tokenizer_loss
 from .transformer import DiT, DiTConfig
 from .diffusion import NoiseLevels, flow_matching_loss
@@ -33,7 +33,7 @@ class TrainConfig:
     betas: tuple = (.9, .99)
     clip: float = 1.                # largest gradient norm
     ema: float = .999               # decay of the averaged weights, reached as (1+step)/(10+step)
-    bf16: bool = False              # autocast: pays on CUDA and on CPUs with AMX, costs on others
+    bf16: bool = False              # autocast: pays on CUDA and on CPUs with AMX or AVX-512 bf16, costs on others
     compile: bool = False           # torch.compile: pays after some hundred steps
     seed: int = 0
     save_every: int = 500
@@ -103,7 +103,7 @@ def fit(
     cfg,                # `TrainConfig`
     info=None,          # JSON-able: what else decided this run; compared on resume
     resume=False,
-    on_save=None,       # called with (model with averaged weights, folder) at each checkpoint
+    on_save=None,       # called with (model with averaged weights, step) before each checkpoint is written
     progress=True
 ):                      # the model with averaged weights
     "Train. Every random number is drawn from (seed, step), so a run that is killed and resumed gives the same bits (on one device)."
@@ -138,8 +138,8 @@ def fit(
                 with open(out/'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
             bar.set_postfix(loss=f'{loss:.3f}')
         if main and (step % cfg.save_every == 0 or step == cfg.steps):
-            d = save_checkpoint(out, step, raw, ema, opt)
-            if on_save: on_save(averaged(raw, ema), d)
+            if on_save: on_save(averaged(raw, ema), step)
+            save_checkpoint(out, step, raw, ema, opt)
     bar.close()
     return averaged(raw, ema)
 
@@ -294,15 +294,18 @@ def train_world(
     loss = world_loss(levels)
     if held_out:
         test = LatentClips(*encode_videos(tok, held_out, Path(out)/'latents_test', device, kwargs.get('progress', True)), length, cfg.batch, cfg.seed)
-        def on_save(model, folder):
-            r = action_shuffle(model, test, levels)
-            with open(Path(out)/'held_out.jsonl', 'a') as f: f.write(json.dumps(dict(step=int(folder.name[5:])) | r) + '\n')
+        def on_save(model, step):
+            r = action_shuffle(model, test, levels); trim_log(Path(out)/'held_out.jsonl', step - 1)
+            with open(Path(out)/'held_out.jsonl', 'a') as f: f.write(json.dumps(dict(step=step) | r) + '\n')
         kwargs.setdefault('on_save', on_save)
     torch.manual_seed(cfg.seed)
-    model, info = model_cls(shape), dict(length=length, levels=asdict(levels), data=videos.hash())
+    model, info, before = model_cls(shape), dict(length=length, levels=asdict(levels), data=videos.hash()), []
     if init:
-        weights = Path(init)/'world.safetensors'; load_into(model, load_tensors(weights), weights)
+        weights, old = Path(init)/'world.safetensors', read_json(Path(init)/'world.json')
+        load_into(model, load_tensors(weights), weights)
         info['init'] = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+        before = old.get('before', []) + [{k: old.get(k) for k in ('train', 'data', 'commit', 'device')}]
+        if (Path(init)/'world_log.jsonl').exists(): shutil.copy(Path(init)/'world_log.jsonl', Path(out)/'init_log.jsonl')
     model = fit(out, model, loss, clips, cfg, info | dict(shape=asdict(shape)), **kwargs)
-    save_model(Path(out)/'final', 'world', model, dict(train=asdict(cfg), **info, action_space=asdict(videos.space), fps=videos.fps, size=videos.size, **provenance()))
+    save_model(Path(out)/'final', 'world', model, dict(train=asdict(cfg), **info, before=before, action_space=asdict(videos.space), fps=videos.fps, size=videos.size, **provenance()))
     return model

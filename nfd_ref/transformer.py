@@ -191,15 +191,15 @@ def forward(self:DiT,
     t,              # noise level of each frame, [b, f] in [0, 1]
     actions,        # int [b, f, k]; actions[:, i] leads to frame i
     cache=None,     # a `KVCache` of the frames before these
-    write=False     # write these frames into the cache
+    write=0         # so many of these frames, the first ones, are written into the cache
 ):                  # velocity v = eps - x0, [b, f, c, h, w]
     f, n = x.shape[1], self.cfg.tokens
     start, past = (cache.next, len(cache)) if cache is not None else (0, 0)
     a = self.action(actions)
     h, c = self.tokens(x, a), self.condition(t, a)
-    kw = dict(turn=self.turns(start, f, h), mask=self.mask(f, past, x.device), cache=cache, write=h.shape[2] if write else 0)
+    kw = dict(turn=self.turns(start, f, h), mask=self.mask(f, past, x.device), cache=cache, write=h.shape[2] if write else 0, keep=write * h.shape[2])
     for i, blk in enumerate(self.blocks): h = blk(h, c, layer=i, **self.block_kwargs(a), **kw)
-    if write: cache.next += f
+    if write: cache.next += write
     shift, scale = self.final_ada(F.silu(c)).chunk(2, -1)
     h = modulate(F.layer_norm(h[:, :, :n], (self.cfg.d,)), shift, scale)
     return self.latents(self.final(h))

@@ -456,8 +456,8 @@ def sticky_policy(
     a, left, near = 0, 0, 255.
     odds = np.array(odds) / sum(odds); away = odds * np.array([.3, 0, 2, 1, 1, 3, 3, 0, 0]); away /= away.sum()
     while True:
-        blocked = near < 3.5
-        if left <= 0 or (blocked and a in (1, 7, 8) and rng.random() < .35):
+        blocked = near < 12    # 255 is the far end of the map, a room is some 30 across
+        if left <= 0 or (blocked and a not in (2, 5, 6) and rng.random() < .5):
             a = int(rng.choice(9, p=away if blocked else odds))
             left = int(np.clip(round(rng.lognormal(math.log(median), .6)), 3, 30))
         left -= 1

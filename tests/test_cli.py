@@ -23,8 +23,8 @@ def fails(capsys, folder, *args, says):
 
 def test_help_reads_well():
     r = subprocess.run([Path(sys.executable).with_name('nfd-ref'), '--help'], capture_output=True, text=True); assert r.returncode == 0
-    for c in ('play', 'record', 'train', 'release', 'build', 'lab'): assert re.search(rf'^    {c} ', r.stdout, re.M)
-    for c in (['play'], ['record'], ['train', 'world'], ['train', 'tokenizer'], ['release'], ['build'], ['lab']):
+    for c in ('play', 'record', 'branches', 'train', 'release', 'evaluate', 'build', 'lab'): assert re.search(rf'^    {c} ', r.stdout, re.M)
+    for c in (['play'], ['record'], ['train', 'world'], ['train', 'tokenizer'], ['train', 'idm'], ['branches'], ['release'], ['evaluate'], ['build'], ['lab']):
         assert subprocess.run([Path(sys.executable).with_name('nfd-ref'), *c, '--help'], capture_output=True).returncode == 0
 
 def test_play_writes_what_it_made_and_says_how_fast(tmp_path, capsys):
@@ -125,6 +125,25 @@ def test_keys_in_a_real_terminal(tmp_path):
     os.write(fd, b'x'); read('frames ->', 30)
     assert re.search(r'\d+ frames -> ', seen), seen[-300:]
     assert os.waitpid(pid, 0)[1] == 0 and video_info(tmp_path/'k.mp4')[0] > 2
+
+def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys):
+    code, out, err = run(capsys, 'evaluate', '--quick', '--out', tmp_path/'r.json', '--leaderboard', tmp_path/'board.json', '--name', 'shipped'); assert code == 0, err
+    r, board = json.loads((tmp_path/'r.json').read_text()), json.loads((tmp_path/'board.json').read_text())
+    assert r['quality']['recorded']['psnr']['mean'][0] == 60 and 'counterfactual' in out
+    assert [x['world'] for x in board] == ['shipped'] and board[0]['data'] == VideoFolder(DATA, 'test').hash() and (tmp_path/'r.png').exists()
+    e = lambda *a, says: fails(capsys, tmp_path, 'evaluate', *a, says=says)
+    e('--out', tmp_path/'r.json', says='give another name'); e('--out', tmp_path/'r.txt', says='name it .json')
+    e('--out', tmp_path/'n.json', '--branches', DATA, says='not of branches'); e('--out', tmp_path/'n.json', '--idm', WORLD, says='no such file')
+    e('--out', tmp_path/'n.json', '--i3d', tmp_path/'none.pt', says='i3d_torchscript.pt'); e('--out', tmp_path/'n.json', '--vgg', tmp_path/'r.json', says='not a TorchScript file')
+    e('--out', tmp_path/'n.json', '--data', tmp_path, says='no such file')
+
+def test_branches_repeat_the_shipped_ones(tmp_path, capsys):
+    pytest.importorskip('vizdoom'); from nfd_ref.evaluation import load_branches
+    code, _, err = run(capsys, 'branches', tmp_path/'b', '--states', 1); assert code == 0, err
+    (a, turn), (b, _) = load_branches(tmp_path/'b')[0][0], load_branches(ROOT/'data'/'branches')[0][0]
+    assert all((x.pose == y.pose).all() and (x.actions == y.actions).all() and (x.frames == y.frames).all() for x, y in zip(a, b)) and len(turn) == 68
+    fails(capsys, tmp_path, 'branches', tmp_path/'c', '--states', 0, says='at least 1')
+    fails(capsys, tmp_path, 'branches', tmp_path/'c', '--data', ROOT/'data'/'branches', says='not recorded from ViZDoom')
 
 def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys):
     pytest.importorskip('vizdoom')
