@@ -143,7 +143,7 @@ def test_branches_repeat_the_shipped_ones(tmp_path, capsys):
     (a, turn), (b, _) = load_branches(tmp_path/'b')[0][0], load_branches(ROOT/'data'/'branches')[0][0]
     assert all((x.pose == y.pose).all() and (x.actions == y.actions).all() and (x.frames == y.frames).all() for x, y in zip(a, b)) and len(turn) == 68
     fails(capsys, tmp_path, 'branches', tmp_path/'c', '--states', 0, says='at least 1')
-    fails(capsys, tmp_path, 'branches', tmp_path/'c', '--data', ROOT/'data'/'branches', says='not recorded from ViZDoom')
+    fails(capsys, tmp_path, 'branches', tmp_path/'c', '--data', ROOT/'data'/'branches', says='no usable test episode')
 
 def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys):
     pytest.importorskip('vizdoom')
