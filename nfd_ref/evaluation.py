@@ -94,10 +94,10 @@ def frame_scores(
     made, real          # uint8 [f, h, w, 3]
 ):                      # {'psnr' (dB, at most 60), 'ssim', 'ms_ssim'}: float [f]
     "Quality of each frame against what really happened."
-    a, b = to_unit(made), to_unit(real); small = min(a.shape[-2:])
+    a, b = ((to_unit(x) + 1) / 2 for x in (made, real)); small = min(a.shape[-2:])      # in [0, 1]: SSIM compares brightness from black, not from grey
     w = MS_SSIM_WEIGHTS[:1 + max(n for n in range(5) if small // max(2**n, n**2) > 10)]    # as many scales as the 11-pixel window leaves room for
-    return dict(psnr=psnr(made, real).clamp(max=60).numpy(), ssim=ssim(a, b, data_range=2., reduction='none').numpy(),
-                ms_ssim=ms_ssim(a, b, data_range=2., betas=tuple((w / w.sum()).tolist()), reduction='none').numpy())
+    return dict(psnr=psnr(made, real).clamp(max=60).numpy(), ssim=ssim(a, b, data_range=1., reduction='none').numpy(),
+                ms_ssim=ms_ssim(a, b, data_range=1., betas=tuple((w / w.sum()).tolist()), reduction='none').numpy())
 
 # %% ../nbs/10_evaluation.ipynb #afd1d3c4
 def interval(
@@ -292,8 +292,9 @@ def counterfactual(
     "Play every action from the same state: how often is the film nearest to its own real branch? Nearness is the mean squared difference over frames 1..depth; ties share the point."
     last, dist, apart = max(depths), [], []
     for p, (branches, _) in enumerate(states):
+        start = branches[0].frames[:context]                          # each branch was coded by itself: give all players one past
         real = np.stack([c.frames[context:context + last] for c in branches]).astype(np.float32)
-        made = np.stack([player(c[:context + last], context, seed + p) for c in branches]).astype(np.float32)
+        made = np.stack([player(replace(c[:context + last], frames=np.concatenate([start, c.frames[context:context + last]])), context, seed + p) for c in branches]).astype(np.float32)
         gap = lambda x: ((x[:, None] - real[None])**2).mean((3, 4, 5)).cumsum(2) / np.arange(1, last + 1)      # [a, b, depth]
         dist.append(gap(made)); apart.append(gap(real))
     dist, apart = np.stack(dist), np.stack(apart); n = dist.shape[1]; own = np.eye(n, dtype=bool)
@@ -340,12 +341,12 @@ def drift(
     player, trace,      # a `Clip` of many frames
     idm, normal,        # the judge; from `normal_range`
     context=8, seed=0, window=100
-):                      # {'collapse', 'why', 'f1', 'statistics': per window}, the frames
+):                      # {'collapse', 'why', 'frames', 'obeyed' and 'statistics': per window}, the frames
     "A long rollout under a real trace, looked at in windows: do the pictures stay of the real kind, does it still obey?"
     made = player(trace, context, seed)
-    f1 = [action_scores(*judge(idm, made[i:i + window], trace.actions[context + i:context + i + window]), trace.space)['accuracy'] for i in range(0, len(made) - window + 1, window)]
+    obeyed = [action_scores(*judge(idm, made[i:i + window], trace.actions[context + i:context + i + window]), trace.space)['accuracy'] for i in range(0, len(made) - window + 1, window)]
     at, why = collapse(made, normal)
-    return dict(collapse=at, why=why, frames=len(made), obeyed=f1, statistics=window_statistics(made, window).round(4).tolist()), made
+    return dict(collapse=at, why=why, frames=len(made), obeyed=obeyed, statistics=window_statistics(made, window).round(4).tolist()), made
 
 # %% ../nbs/10_evaluation.ipynb #7ca5467c
 def nearest_view(
@@ -403,11 +404,11 @@ class Setting:
     ):
         self.protocol, self.seed, self.world = protocol, seed, World.load(folder, seed=seed)
         self.videos, self.train = VideoFolder(data, 'test'), VideoFolder(data, 'train')
-        self.judge, self.judged = load_model(idm, 'idm', InverseDynamics, IDMConfig)
+        self.judge, _ = load_model(idm, 'idm', InverseDynamics, IDMConfig)
         states, self.about = load_branches(branches); self.states, m, p = states[:protocol.states], self.about, protocol
         if m['of'] != self.videos.hash(): raise ValueError(f'{branches} was recorded from other episodes than the test episodes of {data}')
         if m['context'] != p.context or m['depth'] < max(p.depths): raise ValueError(f'{branches} has {m["context"]} frames of context and {m["depth"]} after it; the protocol wants {p.context} and {max(p.depths)}')
-        self.weights = [sha256((Path(folder)/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for k in ('tokenizer', 'world')]
+        self.weights = {k: sha256((Path(d)/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for d, k in ((folder, 'tokenizer'), (folder, 'world'), (idm, 'idm'))}
 
     def frames(self):   # made by the world, in all
         p, n = self.protocol, len(self.states)
@@ -422,8 +423,8 @@ def measure(
     p, w, seed, bar = s.protocol, s.world, s.seed, tqdm(total=s.frames(), desc='evaluate', unit='frame', disable=not progress)
     def world(clip, context, seed): bar.update(len(clip) - context); return rollout(w, clip, context, seed)
     who, clips = players(w) | dict(world=world), list(draw_clips(s.videos, p.clips, p.context + p.length, seed))
-    r = dict(format=1, protocol=asdict(p), seed=seed, data=s.videos.hash(), judge=s.judged['data'], **provenance())
-    r['world'] = dict(weights=s.weights, steps=w.steps, sampler=w.sampler, context_noise=w.context_noise)
+    r = dict(format=1, protocol=asdict(p), seed=seed, data=s.videos.hash(), weights=s.weights, **provenance())
+    r['world'] = dict(steps=w.steps, sampler=w.sampler, context_noise=w.context_noise)
     r['quality'], made = quality(who, clips, p.context, seed)
     seen = {n: follow(s.judge, clips, made[n], p.context) for n in made}
     reference = torch.cat([watch(s.judge, c.frames)[1] for c in draw_clips(s.train, p.clips, p.length + s.judge.span - 1, seed + 1)])
@@ -433,7 +434,7 @@ def measure(
     r['actions'] = {n: action_scores(*x[:2], s.videos.space) for n, x in seen.items()}
     r['wrong_action_ratio'] = wrong_action_ratio(w, list(draw_clips(s.videos, p.clips, 16, seed + 2)), seed=seed)
     r['counterfactual'] = {n: counterfactual(who[n], s.states, p.context, p.depths, seed) for n in ('tokenizer', 'world')}
-    normal, traces = normal_range([s.train.clip(e).frames for e in range(len(s.train))]), [long_trace(s.videos, p.long + p.context, e) for e in range(p.traces)]
+    normal, traces = normal_range([s.train.clip(e).frames for e in range(len(s.train))]), [long_trace(s.videos, p.long + p.context, 2 * e) for e in range(p.traces)]
     runs = [drift(world, t, s.judge, normal, p.context, seed + i) for i, t in enumerate(traces)]
     r['drift'] = dict(normal=dict(zip(STATISTICS, np.round(np.transpose(normal), 4).tolist())), real=[drift(who['recorded'], t, s.judge, normal, p.context)[0] for t in traces], world=[d for d, _ in runs])
     r['memory'] = {n: memory(who[n], [t for _, t in s.states], s.about, p.gaps, seed) for n in ('tokenizer', 'world', 'copy_last')}
@@ -464,7 +465,7 @@ def report_page(
     pairs=(),           # (real, made) frames of some rollouts
     long=()             # frames of the long rollouts
 ):                      # a matplotlib Figure
-    "The report as one page: a row of plots, then film strips."
+    "The report as one page: plots, then film strips."
     from matplotlib.figure import Figure
     n = 2 * len(pairs) + len(long); fig = Figure(figsize=(11, 6 + .8 * n), layout='constrained')
     plots, films = fig.subfigures(2, 1, height_ratios=[6, max(.1, .8 * n)])
