@@ -103,10 +103,10 @@ class Block(nn.Module):
 
     def forward(self,
         x,              # tokens [b, f, n, d]
-        c,              # condition per frame [b, f, 1, d]
+        six,            # `ada` of the frames' conditions: shift, scale, gate, twice [b, f, 1, 6d]
         **attn_kwargs   # for `Attention`
     ):
-        b1, s1, g1, b2, s2, g2 = self.ada(F.silu(c)).chunk(6, -1)      # shift, scale, gate
+        b1, s1, g1, b2, s2, g2 = six.chunk(6, -1)
         x = x + g1 * self.attn(modulate(self.norm1(x), b1, s1).flatten(1, 2), **attn_kwargs).view_as(x)
         return x + g2 * self.mlp(modulate(self.norm2(x), b2, s2))
 
@@ -158,6 +158,18 @@ class DiT(nn.Module):
         "Patches [b, f, n, c*p*p] -> [b, f, c, h, w]."
         return unpatchify(y, self.cfg.patch, self.cfg.latents, *self.cfg.grid)
 
+    def modulation(self, t, a):
+        "Noise level [b, f] and action vectors [b, f, k, d] -> what modulates every block, [b, f, 1, 6d] each, and the end, [b, f, 1, 2d]. Pixels have no part in it."
+        c = F.silu(self.condition(t, a))
+        return [blk.ada(c) for blk in self.blocks], self.final_ada(c)
+
+    def core(self, h, sixes, two, **kwargs):
+        "The rest: tokens [b, f, n, d] and their modulation -> velocity [b, f, c, h, w]."
+        for i, blk in enumerate(self.blocks): h = blk(h, sixes[i], layer=i, **kwargs)
+        shift, scale = two.chunk(2, -1)
+        h = modulate(F.layer_norm(h[:, :, :self.cfg.tokens], (self.cfg.d,)), shift, scale)
+        return self.latents(self.final(h))
+
     def new_cache(self): return KVCache(self.cfg.window - 1)
 
 # %% ../nbs/03_transformer.ipynb #09a47da4
@@ -193,16 +205,12 @@ def forward(self:DiT,
     cache=None,     # a `KVCache` of the frames before these
     write=0         # so many of these frames, the first ones, are written into the cache
 ):                  # velocity v = eps - x0, [b, f, c, h, w]
-    f, n = x.shape[1], self.cfg.tokens
+    f, a = x.shape[1], self.action(actions)
     start, past = (cache.next, len(cache)) if cache is not None else (0, 0)
-    a = self.action(actions)
-    h, c = self.tokens(x, a), self.condition(t, a)
-    kw = dict(turn=self.turns(start, f, h), mask=self.mask(f, past, x.device), cache=cache, write=h.shape[2] if write else 0, keep=write * h.shape[2])
-    for i, blk in enumerate(self.blocks): h = blk(h, c, layer=i, **self.block_kwargs(a), **kw)
+    h = self.tokens(x, a); n = h.shape[2]
+    v = self.core(h, *self.modulation(t, a), **self.block_kwargs(a), turn=self.turns(start, f, h), mask=self.mask(f, past, x.device), cache=cache, write=n if write else 0, keep=write * n)
     if write: cache.next += write
-    shift, scale = self.final_ada(F.silu(c)).chunk(2, -1)
-    h = modulate(F.layer_norm(h[:, :, :n], (self.cfg.d,)), shift, scale)
-    return self.latents(self.final(h))
+    return v
 
 # %% ../nbs/03_transformer.ipynb #d101f6b2
 class CrossBlock(Block):
@@ -212,11 +220,11 @@ class CrossBlock(Block):
         self.heads, self.normx = cfg.heads, nn.RMSNorm(cfg.d, eps=1e-6)
         self.q, self.kv, self.outx = nn.Linear(cfg.d, cfg.d, bias=False), nn.Linear(cfg.d, 2 * cfg.d, bias=False), zero_linear(cfg.d, cfg.d)
 
-    def forward(self, x, c, fields, **attn_kwargs):
+    def forward(self, x, six, fields, **attn_kwargs):
         split = lambda z: z.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = map(split, self.kv(fields).chunk(2, -1))
         y = F.scaled_dot_product_attention(split(self.q(self.normx(x))), k, v)
-        return super().forward(x + self.outx(y.transpose(1, 2).flatten(2)).view_as(x), c, **attn_kwargs)
+        return super().forward(x + self.outx(y.transpose(1, 2).flatten(2)).view_as(x), six, **attn_kwargs)
 
 class CrossAttentionDiT(DiT):
     "Actions by cross-attention (the paper's Table 3, second row); the condition holds the noise level alone."
