@@ -68,6 +68,13 @@ def parser():
     c.add_argument('--seed', type=int, default=0)
     c.add_argument('--leaderboard', type=Path, help='JSON file to put a row into'); c.add_argument('--name', help='of the world there (its folder)')
     c.add_argument('--i3d', type=Path, help='i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD'); c.add_argument('--vgg', type=Path, help='vgg16.pt of StyleGAN3, if you have it: adds LPIPS')
+    c = s.add_parser('bench', help='how fast is it: the engines in turns, beside what the machine could do', description='Prints a protocol card, the measured ceiling of this machine, the time of each engine, and the JSON of it all as the last line.')
+    c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
+    c.add_argument('--preset', help='random weights at this shape instead: nfd_130m, nfd_310m or nfd_774m')
+    c.add_argument('--engines', help='comma-separated, the baseline first; +bf16 for half precision (all that this device supports)')
+    c.add_argument('--frames', type=int, default=100, help='timed frames of each (%(default)s)'); c.add_argument('--steps', type=int, help='denoising steps a frame')
+    c.add_argument('--window', type=int, help='frames looked back at, with --preset'); c.add_argument('--growth', action='store_true', help='instead: time and memory against frame number, window, steps, batch and size')
+    c.add_argument('--threads', type=int, help='CPU threads'); c.add_argument('--device', help='cpu or cuda (cuda where there is one)'); c.add_argument('--out', type=Path, help='JSON file to write as well')
     c = s.add_parser('build', help='all of it: record, train both, release', description='Record, train the tokenizer, train the world, measure, and put the playable world into OUT/play. Goes on where it was stopped.')
     c.add_argument('out', type=Path); c.add_argument('--recipe', default='cpu', help='cpu (two hours on two cores), cuda (minutes; not yet timed) or tiny (a minute, to see the path work)')
     c.add_argument('--data', type=Path, default=DATA, help='video that judges it (the shipped one)')
@@ -138,6 +145,25 @@ def cmd_evaluate(a):
     if a.leaderboard: add_to_leaderboard(a.leaderboard, row)
     for k, v in row.items(): print(f'{k:20} {v}')
     print(f'-> {a.out}, {a.out.with_suffix(".png")}')
+
+def cmd_bench(a):
+    import torch
+    from nfd_ref.speed import bench, growth, random_world, still
+    from nfd_ref.streaming import ENGINES, World
+    if a.threads: torch.set_num_threads(a.threads)
+    if a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
+    if a.window and not a.preset: raise ValueError('--window goes with --preset: a trained world keeps its own')
+    if a.growth: return growth(a.out, a.device)
+    given = {k: v for k, v in dict(steps=a.steps, device=a.device).items() if v is not None}
+    def load(name):
+        engine, _, half = name.partition('+'); kw = given | dict(engine=engine) | (dict(dtype=torch.bfloat16) if half else {})
+        if half not in ('', 'bf16'): raise ValueError(f'engine "{name}": after + comes bf16')
+        return random_world(a.preset, a.window, **kw) if a.preset else World.load(a.world, **kw)
+    cuda = (a.device or ('cuda' if torch.cuda.is_available() else 'cpu')) == 'cuda'
+    last = 'graph' if cuda else 'compiled'
+    names = a.engines.split(',') if a.engines else [n for n in ENGINES if cuda or n != 'graph'] + ['static+bf16', f'{last}+bf16']
+    worlds = {n: load(n) for n in names}
+    bench(worlds, still(next(iter(worlds.values()))), a.out, a.frames)
 
 def cmd_release(a):
     from nfd_ref.streaming import release
