@@ -35,7 +35,7 @@ def parser():
     c.add_argument('--device', help='cpu or cuda (cuda where there is one)')
     c.add_argument('--out', type=Path, default=Path('play.mp4'), help='mp4 to write (%(default)s)')
     c.add_argument('--gif', type=Path, help='GIF to write as well')
-    c.add_argument('--json', type=Path, help='file to write the measured speed to')
+    c.add_argument('--engine', help='how frames are computed (static; compiled is faster after half a minute; see 06_streaming)')
     c = s.add_parser('record', help='record ViZDoom into a folder of video', description='Record episodes of a ViZDoom scenario with a sticky, wall-avoiding player. The same seed gives the same frames.')
     c.add_argument('out', type=Path)
     c.add_argument('--episodes', type=int, default=24); c.add_argument('--test', type=int, default=4, help='of these, held out (%(default)s)')
@@ -85,9 +85,9 @@ def cmd_play(a):
     import numpy as np, torch
     from nfd_ref.play import parse_actions, play, play_keys, sticky_trace
     from nfd_ref.streaming import World
-    from nfd_ref.video import VideoFolder, write_json, write_video
+    from nfd_ref.video import VideoFolder, write_video
     if a.frames is not None and a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
-    world = World.load(a.world, **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed).items() if v is not None})
+    world = World.load(a.world, **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed, engine=a.engine).items() if v is not None})
     videos = VideoFolder(a.data, 'test')
     n, start = (1, 270) if a.data == DATA and a.clip is None and a.start is None else (a.clip or 0, a.start or 0)
     if not 0 <= n < len(videos): raise ValueError(f'--clip {n}: there are {len(videos)} held-out episodes, 0..{len(videos) - 1}')
@@ -100,9 +100,8 @@ def cmd_play(a):
     if a.frames: actions = np.resize(actions, (a.frames, actions.shape[1]))     # cut, or repeated
     _, r = play(world, clip, actions, [a.out] + ([a.gif] if a.gif else []))
     r |= dict(width=world.size[1], height=world.size[0], steps=world.steps, sampler=world.sampler, device=torch.cuda.get_device_name(world.device) if world.device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads')
-    if a.json: write_json(a.json, r)
     print(f'{r["frames"]} frames at {r["fps"]:.1f} FPS (median {r["ms_median"]:.1f} ms, p95 {r["ms_p95"]:.1f} ms a frame, decoding included)')
-    print(f'{r["width"]}x{r["height"]} pixels, {r["steps"]} {r["sampler"]} steps, {r["device"]} -> {a.out}' + (f', {a.gif}' if a.gif else ''))
+    print(f'{r["width"]}x{r["height"]} pixels, {r["steps"]} {r["sampler"]} steps, engine {world.rung}, {r["device"]} -> {a.out}' + (f', {a.gif}' if a.gif else ''))
 
 def cmd_record(a):
     from nfd_ref.video import Recorder, record
@@ -163,7 +162,7 @@ def cmd_bench(a):
     last = 'graph' if cuda else 'compiled'
     names = a.engines.split(',') if a.engines else [n for n in ENGINES if cuda or n != 'graph'] + ['static+bf16', f'{last}+bf16']
     worlds = {n: load(n) for n in names}
-    bench(worlds, still(next(iter(worlds.values()))), a.out, a.frames)
+    bench(worlds, still(next(iter(worlds.values()))), a.out, a.frames, min(10, a.frames))
 
 def cmd_release(a):
     from nfd_ref.streaming import release

@@ -159,7 +159,7 @@ class Static(Merged):
             rows.append(self.table[key])
         return [torch.cat(z, d) for z, d in zip(zip(*rows), (2, 1))]
 
-# %% ../nbs/06_streaming.ipynb #6d41078a
+# %% ../nbs/06_streaming.ipynb #82af87ee
 class Compiled(Static):
     "`Static` through `torch.compile`, for passes of one and two frames."
     def __init__(self, model, dtype=None):
@@ -168,6 +168,7 @@ class Compiled(Static):
 
     def core(self, h, *args, **kwargs): return (self.compiled if h.shape[1] <= 2 else self.fast.core)(h, *args, **kwargs)
 
+# %% ../nbs/06_streaming.ipynb #6d41078a
 class Graph(Compiled):
     "`Compiled`, a whole frame recorded once as a CUDA graph and played back: no launches and no host within a frame."
     def __init__(self, model, dtype=None): super().__init__(model, dtype); self.sample = None
@@ -184,22 +185,27 @@ class Graph(Compiled):
         for to, v in zip(self.fixed, now): to.copy_(v)
         return self.play().clone()
 
-    def body(self):
-        x, z, *rest = self.fixed; steps = iter(range(0, len(rest), 6))
-        def look(x, t):
-            i = next(steps)
-            return self.forward(x if i else torch.cat([z, x], 1), *rest[i:i + 6])[:, -1:]
-        return self.sample(look, x)
+# %% ../nbs/06_streaming.ipynb #364d11ee
+@patch
+def body(self:Graph):
+    "A frame, from the fixed places alone."
+    x, z, *rest = self.fixed; steps = iter(range(0, len(rest), 6))
+    def look(x, t):
+        i = next(steps)
+        return self.forward(x if i else torch.cat([z, x], 1), *rest[i:i + 6])[:, -1:]
+    return self.sample(look, x)
 
-    def record(self):
-        if self.device.type != 'cuda': return self.body
-        side = torch.cuda.Stream(); side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3): self.body()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph): out = self.body()
-        return lambda: graph.replay() or out
+@patch
+def record(self:Graph):
+    "Something to call that makes the frame again."
+    if self.device.type != 'cuda': return self.body
+    side = torch.cuda.Stream(); side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3): self.body()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): out = self.body()
+    return lambda: graph.replay() or out
 
 # %% ../nbs/06_streaming.ipynb #73edb590
 ENGINES = dict(recompute=Recompute, rebuild=Rebuild, rolling=Rolling, ring=Ring, merged=Merged, static=Static, compiled=Compiled, graph=Graph)
@@ -342,12 +348,14 @@ def stream(self:World,
         with torch.cuda.stream(side):       # None: nothing happens
             if made: side.wait_event(made)
             return self.decode(z)
-    with ThreadPoolExecutor(1) as pool:
+    cores = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:       # the decoder gets one core, and does not fight for the others
         for a in actions:
             z = self.step_latent(a)
             if last: yield last.result()
             last = pool.submit(decode, z, side and torch.cuda.current_stream(self.device).record_event())
         if last: yield last.result()
+    torch.set_num_threads(cores)        # of threads to come
 
 # %% ../nbs/06_streaming.ipynb #04b0c323
 def rollout(

@@ -48,6 +48,7 @@ def test_mistakes_in_the_arguments(tmp_path, capsys):
     f('play', WORLD/'world.json', says='no such folder')
     f('play', '--data', tmp_path/'nowhere', says='no such folder of video')
     f('play', '--steps', 0, says='at least 1 is needed')
+    f('play', '--engine', 'warp', says='no engine "warp"')
     f('play', '--frames', -5, says='at least 1')
     f('play', '--frames', 0, says='at least 1')
     f('play', '--clip', 99, says='held-out episodes, 0..')
@@ -61,6 +62,14 @@ def test_mistakes_in_the_arguments(tmp_path, capsys):
     fails(capsys, tmp_path, 'record', tmp_path/'r', '--scenario', 'nowhere', says='no ViZDoom scenario') if __import__('importlib').util.find_spec('vizdoom') else None
     fails(capsys, tmp_path, 'train', 'world', '--data', DATA, '--out', tmp_path/'t', '--tokenizer', tmp_path, says='no such file')
     fails(capsys, tmp_path, 'train', 'tokenizer', '--data', DATA, '--out', tmp_path/'t', '--steps', 0, says='steps is 0')
+
+def test_bench(tmp_path, capsys):
+    code, out, _ = run(capsys, 'bench', '--engines', 'recompute,static+bf16', '--frames', 2, '--device', 'cpu', '--out', tmp_path/'b.json')
+    lines = out.splitlines(); r = json.loads(lines[-1]); assert code == 0
+    assert r == json.loads((tmp_path/'b.json').read_text()) and list(r['ladder']) == ['recompute', 'static+bf16'] and r['card']['timed_frames'] == 2
+    assert lines[0].startswith('commit') and all(x['step']['median'] >= x['latents']['median'] > x['ceiling_ms'] > 0 for x in r['ladder'].values())
+    for *a, says in (('--engines', 'warp', 'no engine "warp"'), ('--engines', 'static+fp4', 'after + comes bf16'), ('--engines', 'rolling+bf16', 'needs one of ring'), ('--preset', 'nfd_1b', 'no preset'), ('--window', '8', 'goes with --preset'), ('--frames', 0, 'at least 1')):
+        fails(capsys, tmp_path, 'bench', *a, says=says)
 
 def test_spoilt_weights(tmp_path, world, capsys):
     play = lambda says: fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
