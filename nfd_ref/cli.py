@@ -55,6 +55,14 @@ def parser():
     k.add_argument('--preset', default='small', help='small, nfd_130m, nfd_310m or nfd_774m (%(default)s)')
     k.add_argument('--init', type=Path, help='folder of a trained world of the same shape to go on from')
     k.add_argument('--length', type=int, default=24, help='frames of a training clip (%(default)s)')
+    c = s.add_parser('distill', help='make a trained world need fewer steps', description='Distil a world. OUT/final is playable; a run that was stopped goes on with --resume.')
+    t = c.add_subparsers(dest='what', metavar='consistency', required=True)
+    k = t.add_parser('consistency', help='NFD+: continuous-time consistency distillation, with a discriminator'); train_flags(k)
+    k.add_argument('--teacher', type=Path, default=WORLD, help='folder of the world to distil (the shipped one)')
+    k.add_argument('--no-adversarial', dest='adversarial', action='store_false', help='without the discriminator')
+    k.add_argument('--solver-step', type=float, default=0., help='discrete distillation with steps of this size, for comparison (0: continuous time)')
+    k.add_argument('--clips', type=int, default=16, help='training clips on which the sampling is chosen (%(default)s)')
+    k.add_argument('--float32', action='store_true', help='no bf16 autocast: slower, and right where the processor has no bf16')
     c = s.add_parser('release', help='put a tokenizer and a world together, measured on held-out video')
     c.add_argument('tokenizer', type=Path); c.add_argument('world', type=Path); c.add_argument('out', type=Path)
     c.add_argument('--data', type=Path, default=DATA); c.add_argument('--clips', type=int, default=64)
@@ -129,6 +137,15 @@ def cmd_train(a):
         tok, _ = load_model(a.tokenizer, 'tokenizer', Tokenizer, TokenizerConfig)
         T.train_world(a.out, videos, tok, given(T.WORLD_RECIPE, a), DITS[a.preset], a.length, init=a.init, held_out=VideoFolder(a.data, 'test'), resume=a.resume)
     print(f'done -> {a.out/"final"}')
+
+def cmd_distill(a):
+    from nfd_ref.consistency import CONSISTENCY_RECIPE, ConsistencyConfig, choose_sampling, distill_consistency
+    from nfd_ref.video import VideoFolder
+    if a.compile: raise ValueError('--compile: derivatives in forward mode are not compiled here; leave it out')
+    if not 0 <= a.solver_step < 1: raise ValueError(f'--solver-step {a.solver_step}: a step in [0, 1)')
+    cfg, method = given(CONSISTENCY_RECIPE, a), ConsistencyConfig(step=a.solver_step, **({} if a.adversarial else dict(adversarial=0.)))
+    distill_consistency(a.out, a.teacher, VideoFolder(a.data, 'train'), replace(cfg, bf16=False) if a.float32 else cfg, method, resume=a.resume)
+    print(json.dumps(choose_sampling(a.out/'final', VideoFolder(a.data, 'train'), clips=a.clips)), f'-> nfd-ref play {a.out/"final"}', sep='\n')
 
 def cmd_branches(a):
     from nfd_ref.evaluation import record_branches

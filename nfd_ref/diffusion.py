@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'per_frame', 'add_noise', 'to_x0', 'shift_time', 'NoiseLevels', 'flow_matching_loss', 'time_grid',
-           'sample_euler', 'sample_heun', 'sample_dpmpp_2m']
+           'sample_euler', 'sample_heun', 'sample_dpmpp_2m', 'sample_consistency']
 
 # %% ../nbs/04_diffusion.ipynb #9db21bc3
 import math
@@ -122,3 +122,18 @@ def sample_dpmpp_2m(velocity, x, grid, callback=None):
     return x
 
 SAMPLERS = dict(euler=sample_euler, heun=sample_heun, dpmpp_2m=sample_dpmpp_2m)
+
+# %% ../nbs/04_diffusion.ipynb #0dbd7f4b
+def sample_consistency(
+    velocity, x, grid, callback=None,   # as for the others
+    noise=None                          # (i) -> the fresh noise after step i, like x; None: from torch's global generator
+):
+    "Jump to x0 = x - t v, put noise of level t' on it, jump again (Song et al. 2023, Algorithm 1). One evaluation a step."
+    for i, (t, t2) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist())):
+        v = velocity(x, t)
+        if callback: callback(dict(i=i, t=t, x=x, v=v))
+        x = x - t * v
+        if t2 > 0: x = (1 - t2) * x + t2 * (torch.randn_like(x) if noise is None else noise(i))
+    return x
+
+SAMPLERS['consistency'] = sample_consistency

@@ -41,10 +41,11 @@ class Recompute:
     def look(self, x, t, a): return self.model(*self.all(x, t, a))[:, -1:]
 
     def frame(self,
-        sample,         # (velocity, x) -> x; velocity is (x, level) -> v
-        x, a            # noise [1, 1, c, h, w], the action that leads to the frame [1, 1, k]
+        sample,         # (velocity, x, *fresh) -> x; velocity is (x, level) -> v
+        x, a,           # noise [1, 1, c, h, w], the action that leads to the frame [1, 1, k]
+        *fresh          # more noises, for samplers that want them
     ):                  # latents [1, 1, c, h, w]
-        return sample(lambda x, t: self.look(x, torch.full((1, 1), t), a), x)
+        return sample(lambda x, t: self.look(x, torch.full((1, 1), t), a), x, *fresh)
 
 # %% ../nbs/06_streaming.ipynb #9b54ac52
 class Rebuild(Recompute):
@@ -97,18 +98,19 @@ class Ring(Rolling):
         super().__init__(model)
         self.fast = model if dtype in (None, model.patch_in.weight.dtype) else copy.deepcopy(model).to(dtype)      # what the passes run in
         self.cache = RingCache(model.cfg, model.cfg.tokens + model.extra, self.fast.patch_in.weight)
+        self.like = self.cache.kv[0][0]         # precision and device of the passes
 
     def start(self): self.cache.next = 0
 
     def modulation(self, t, a):
         "What modulates the frames: [layers, 1, f, 1, 6d], [1, f, 1, 2d]. In the model's own precision: it is small."
         sixes, two = self.model.modulation(t.to(self.device), self.model.action(a.to(self.device)))
-        return torch.stack(sixes).to(self.fast.patch_in.weight.dtype), two.to(self.fast.patch_in.weight.dtype)
+        return torch.stack(sixes).to(self.like), two.to(self.like)
 
     def inputs(self, t, a):
         "All that a pass needs beside its latents, as tensors."
         f = t.shape[1]
-        return *self.modulation(t, a), *self.fast.turns(self.cache.next, f, self.fast.patch_in.weight), *self.cache.seek(f)
+        return *self.modulation(t, a), *self.fast.turns(self.cache.next, f, self.like), *self.cache.seek(f)
 
     def core(self, *args, **kwargs): return self.fast.core(*args, **kwargs)
 
@@ -173,15 +175,15 @@ class Graph(Compiled):
     "`Compiled`, a whole frame recorded once as a CUDA graph and played back: no launches and no host within a frame."
     def __init__(self, model, dtype=None): super().__init__(model, dtype); self.sample = None
 
-    def frame(self, sample, x, a):
-        if not self.pending: return super().frame(sample, x, a)              # right after a reset: nothing to write
+    def frame(self, sample, x, a, *fresh):
+        if not self.pending: return super().frame(sample, x, a, *fresh)              # right after a reset: nothing to write
         if self.sample is not sample:
-            levels = []; sample(lambda x, t: levels.append(t) or x, x)       # which levels the sampler looks at
+            levels = []; sample(lambda x, t: levels.append(t) or x, x, *fresh)       # which levels the sampler looks at
             self.sample, self.levels, self.play = sample, [torch.full((1, 1), t) for t in levels], None
         (z, t, b), self.pending = self.pending, None
         now = [self.inputs(torch.cat([t, self.levels[0]], 1), torch.cat([b, a], 1))]; self.cache.next += 1
-        now = [x, z] + [v for inputs in now + [self.inputs(t, a) for t in self.levels[1:]] for v in inputs]
-        if self.play is None: self.fixed = [v.clone() for v in now]; self.play = self.record()
+        now = [x, z, *fresh] + [v for inputs in now + [self.inputs(t, a) for t in self.levels[1:]] for v in inputs]
+        if self.play is None: self.fixed, self.fresh = [v.clone() for v in now], len(fresh); self.play = self.record()
         for to, v in zip(self.fixed, now): to.copy_(v)
         return self.play().clone()
 
@@ -189,11 +191,11 @@ class Graph(Compiled):
 @patch
 def body(self:Graph):
     "A frame, from the fixed places alone."
-    x, z, *rest = self.fixed; steps = iter(range(0, len(rest), 6))
+    x, z, *rest = self.fixed; fresh, rest = rest[:self.fresh], rest[self.fresh:]; steps = iter(range(0, len(rest), 6))
     def look(x, t):
         i = next(steps)
         return self.forward(x if i else torch.cat([z, x], 1), *rest[i:i + 6])[:, -1:]
-    return self.sample(look, x)
+    return self.sample(look, x, *fresh)
 
 @patch
 def record(self:Graph):
@@ -239,7 +241,7 @@ class World:
         self.model, self.tok = model.to(device).eval(), tok.to(device).eval()
         self.space, self.size, self.fps, self.device, self.seed = space, tuple(size), fps, device, seed
         self.sampler, self.context_noise, self.grid = sampler, context_noise, time_grid(steps, shift)
-        self.sample = partial(SAMPLERS[sampler], grid=self.grid)
+        self.sample = partial(SAMPLERS[sampler], grid=self.grid) if sampler != 'consistency' else lambda v, x, *fresh: SAMPLERS[sampler](v, x, self.grid, noise=fresh.__getitem__)
         self.engine, self.rung, self.ready = ENGINES[name](self.model, dtype), name + (f' {dtype}'.replace('torch.', '') if dtype else ''), False
         self.decoder = copy.deepcopy(self.tok).to(dtype) if dtype else self.tok
         self._decode = torch.compile(self.decoder.decode, dynamic=False) if isinstance(self.engine, Compiled) else self.decoder.decode
@@ -273,8 +275,8 @@ def action(self:World, a):
 
 @patch
 def noise(self:World, i, kind):
-    "Standard normal noise of frame `i`: kind 0 starts it, kind 1 is added to it as context. Depends on (seed, i, kind) alone."
-    g = torch.Generator().manual_seed((self.seed * 1_000_003 + i) * 2 + kind)
+    "Standard normal noise of frame `i`: kind 0 starts it, kind 1 is added to it as context, 2 and up are fresh noise for samplers that add some. Depends on (seed, i, kind) alone."
+    g = torch.Generator().manual_seed((self.seed * 1_000_003 + i) * 2 + kind % 2 + (kind // 2 << 40))
     c = self.model.cfg
     return torch.randn(1, 1, c.latents, *c.grid, generator=g).to(self.device)
 
@@ -320,8 +322,9 @@ def append(self:World,
 def step_latent(self:World, action):
     "`step` without the decoding: latents [1, 1, c, h, w]."
     self._check(); a = torch.from_numpy(self.action(action))[None, None]
+    i, fresh = self.engine.next, range(2, 1 + self.steps) if self.sampler == 'consistency' else ()
     with torch.inference_mode():
-        z = self.engine.frame(self.sample, self.noise(self.engine.next, 0), a)
+        z = self.engine.frame(self.sample, self.noise(i, 0), a, *(self.noise(i, k) for k in fresh))
         self._write(z, a)
     return z
 
