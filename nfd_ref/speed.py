@@ -13,7 +13,7 @@ from .video import DOOM9, MINEWORLD, Clip, write_json
 from .tokenizer import TOKENIZERS, Tokenizer
 from .transformer import DITS, DiT
 from .training import provenance
-from .streaming import ENGINES, Ring, World
+from .streaming import World
 
 # %% ../nbs/11_speed.ipynb #4be9d531
 def random_world(
