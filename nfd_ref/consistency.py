@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from .attention import KVCache, frame_mask
 from .diffusion import add_noise, per_frame, time_grid, to_x0
-from .streaming import World, score_rollouts
+from .streaming import World, score_rollouts, tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig, load_model, save_model
 from .training import LatentClips, TrainConfig, encode_videos, fit, provenance
 from .transformer import DiT, DiTConfig, sinusoid
@@ -122,6 +122,7 @@ class ConsistencyConfig:
     step: float = 0.            # > 0: discrete, solver steps of this size instead of a derivative
     adversarial: float = .5     # weight of the adversarial term; 0: none
     blocks: tuple = (2, 5, 7)   # of the teacher, after which the discriminator looks
+    fast: float = 10.           # learning rate of the discriminator's heads over the student's
 
     def __post_init__(self):
         if isinstance(self.shape, dict): self.shape = DiTConfig(**self.shape)
@@ -157,6 +158,7 @@ class Distiller(nn.Module):
         self.cfg, self.student = cfg, DiT(cfg.shape)
         self.weight = nn.Linear(8, 1); nn.init.zeros_(self.weight.weight); nn.init.zeros_(self.weight.bias)
         self.heads = nn.ModuleList(Head(cfg.shape) for _ in cfg.blocks) if cfg.adversarial else nn.ModuleList()
+        for q in self.heads.parameters(): nn.init.constant_(q, 0) if q.ndim < 2 else q.data.div_(cfg.fast)     # kept divided by `fast`: a step of the same size is a larger one
 
     def log_weight(self, t):
         "w(t) [b, f], a short cosine series."
@@ -164,7 +166,7 @@ class Distiller(nn.Module):
 
     def judge(self, feats, frozen=False):
         "Scores [heads, b*f, n]; `frozen` heads pass gradients on to the features alone."
-        run = lambda m, h: functional_call(m, {k: p.detach() for k, p in m.named_parameters()}, h) if frozen else m(h)
+        run = lambda m, h: functional_call(m, {k: self.cfg.fast * (p.detach() if frozen else p) for k, p in m.named_parameters()}, h)
         return torch.stack([run(m, h).float() for m, h in zip(self.heads, feats)])
 
     def forward(self,
@@ -206,7 +208,7 @@ def distill_consistency(
 ):                      # the student, a `DiT` (averaged weights)
     "Distil a world into one that needs few steps (NFD+). OUT/final is playable. A teacher of another shape than the video: ValueError."
     out, teacher = Path(out), Path(teacher)
-    tok, _ = load_model(teacher, 'tokenizer', Tokenizer, TokenizerConfig); model, info = load_model(teacher, 'world', DiT, DiTConfig)
+    model, info = load_model(teacher, 'world', DiT, DiTConfig); home = tokenizer_of(teacher); tok, _ = load_model(home, 'tokenizer', Tokenizer, TokenizerConfig)
     for k, z in dict(latents=tok.cfg.latents, grid=tok.grid(*videos.size), actions=videos.space.sizes).items():
         if (has := getattr(model.cfg, k)) != z: raise ValueError(f'{teacher}: the teacher has {k} {has}; its tokenizer and the video in {videos.folder} make {z}')
     device, method = 'cuda' if torch.cuda.is_available() else 'cpu', replace(method, shape=model.cfg)
@@ -217,12 +219,12 @@ def distill_consistency(
     def loss(model, batch, gen, part, device):
         step, (x0, a) = batch; draws = method.draw(x0, gen)
         return model(T, x0[part].to(device), a[part].to(device), **{k: z[part].to(device) for k, z in draws.items()}, warmup=min(1., step / max(1, method.warmup)))
-    about = dict(kind='consistency', method=asdict(method), length=length, data=videos.hash(), teacher={k: hashlib.sha256((teacher/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for k in ('tokenizer', 'world')})
+    about = dict(kind='consistency', method=asdict(method), length=length, data=videos.hash(), teacher={k: hashlib.sha256((d/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for d, k in ((home, 'tokenizer'), (teacher, 'world'))})
     student = fit(out, D, loss, lambda step: (step, clips(step)), cfg, about, **kwargs).student
     sampling = dict(steps=method.grid, sampler='consistency', context_noise=info.get('sampling', {}).get('context_noise', .1))
     save_model(out/'final', 'world', student, dict(train=asdict(cfg), **{k: v for k, v in about.items() if k != 'kind'}, before=info.get('before', []) + [{k: info.get(k) for k in ('train', 'data', 'commit', 'device')}],
                                                    **{k: info[k] for k in ('action_space', 'fps', 'size')}, sampling=sampling, **provenance()))
-    for f in teacher.glob('tokenizer*'): shutil.copy(f, out/'final'/f.name)
+    for f in home.glob('tokenizer*'): shutil.copy(f, out/'final'/f.name)
     shutil.copy(out/'log.jsonl', out/'final'/'world_log.jsonl')
     return student
 
@@ -230,18 +232,19 @@ def distill_consistency(
 def choose_sampling(
     folder,             # of a playable world; its world.json is rewritten
     videos,             # `VideoFolder`, its training split
-    steps=4,
+    steps=(4, 2, 1),
     noises=(0., .1, .2, .3), shifts=(1., 2., 3., 5., 8.),
     clips=16, seed=0
 ):                      # the settings, also written to world.json with what was tried
-    "Choose the context noise, then the shift of the time grid, by the PSNR of rollouts of training video."
-    info, tried = read_json(Path(folder)/'world.json'), {}
-    def score(**kw):
-        torch.manual_seed(seed)
-        tried[f'steps {steps}, context_noise {kw["context_noise"]}, shift {kw["shift"]}'] = r = float(np.mean(score_rollouts(World.load(folder, steps=steps, sampler='consistency', **kw), videos, clips, seed=seed)['world']))
-        return r
-    noise = max(noises, key=lambda c: score(context_noise=c, shift=3.))
-    shift = max(shifts, key=lambda s: score(context_noise=noise, shift=s))
-    best = dict(steps=steps, sampler='consistency', context_noise=noise, shift=shift)
-    write_json(Path(folder)/'world.json', info | dict(sampling=best, sampling_trial={k: round(v, 3) for k, v in tried.items()}))
-    return best
+    "Choose the context noise, then the shift of the time grid for each number of steps, then the number, by the PSNR of rollouts of training video."
+    info, tried = read_json(Path(folder)/'world.json'), []
+    def best(settings):
+        for s in settings:
+            score = score_rollouts(World.load(folder, sampler='consistency', **s), videos, clips, seed=seed)['world']
+            tried.append(s | dict(psnr=round(float(np.mean(score)), 3)))
+        return max(tried[-len(settings):], key=lambda s: s['psnr'])
+    noise = best([dict(steps=steps[0], context_noise=c, shift=3.) for c in noises])['context_noise']
+    each = [best([dict(steps=n, context_noise=noise, shift=s) for s in (shifts if n > 1 else (3.,))]) for n in steps]        # one step has no grid to choose
+    sampling = dict(max(each, key=lambda s: s['psnr']), sampler='consistency'); del sampling['psnr']
+    write_json(Path(folder)/'world.json', info | dict(sampling=sampling, sampling_trial=tried))
+    return sampling

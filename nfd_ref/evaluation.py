@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MS_SSIM_WEIGHTS', 'IDM_RECIPE', 'STATISTICS', 'QUICK', 'record_branches', 'load_branches', 'frame_scores', 'interval',
            'quality', 'frechet_distance', 'load_torchscript', 'fvd', 'lpips', 'IDMConfig', 'InverseDynamics',
-           'train_idm', 'watch', 'judge', 'action_scores', 'follow', 'wrong_action_ratio', 'counterfactual',
-           'window_statistics', 'normal_range', 'collapse', 'long_trace', 'drift', 'nearest_view', 'out_and_back',
-           'angle_off', 'memory', 'Protocol', 'Setting', 'measure', 'evaluate', 'report_page', 'leaderboard_row',
-           'add_to_leaderboard', 'leaderboard_table']
+           'train_idm', 'watch', 'judge', 'action_scores', 'follow', 'texture_distance', 'wrong_action_ratio',
+           'counterfactual', 'window_statistics', 'normal_range', 'collapse', 'long_trace', 'drift', 'nearest_view',
+           'out_and_back', 'angle_off', 'memory', 'Protocol', 'Setting', 'measure', 'evaluate', 'report_page',
+           'leaderboard_row', 'add_to_leaderboard', 'leaderboard_table']
 
 # %% ../nbs/10_evaluation.ipynb #edfc5e0e
 import math
@@ -16,6 +16,7 @@ from hashlib import sha256
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim, structural_similarity_index_measure as ssim
@@ -24,7 +25,8 @@ from .video import NULL, Clip, VideoFolder, doom_game, play_doom, import_clips, 
 from .tokenizer import load_model, psnr, save_model, to_unit
 from .diffusion import add_noise
 from .training import TrainConfig, fit, provenance
-from .streaming import World, draw_clips, players, rollout
+from .transformer import patchify
+from .streaming import World, draw_clips, players, rollout, tokenizer_of
 
 # %% ../nbs/10_evaluation.ipynb #59aa08ad
 def record_branches(
@@ -249,6 +251,17 @@ def follow(
     true, pred, feats = zip(*[judge(idm, np.concatenate([c.frames[skip:context], m]), c.actions[skip:]) for c, m in zip(clips, made)])
     return np.concatenate(true), np.concatenate(pred), torch.cat(feats)
 
+# %% ../nbs/10_evaluation.ipynb #642fd341
+@torch.inference_mode()
+def texture_distance(
+    tok,                # `Tokenizer`
+    made, real,         # lists of frames, uint8 [f, h, w, 3]
+    patch=2             # latents of a place, each way
+):
+    "Frechet distance between small places of two sets of videos: `patch` x `patch` latents in two frames in a row. Our own, comparable between worlds that share a tokenizer."
+    def places(video): z = patchify(tok.encode(video)[None], patch)[0]; return torch.cat([z[:-1], z[1:]], -1).flatten(0, 1)
+    return frechet_distance(*(torch.cat([places(v) for v in vs]).cpu() for vs in (made, real)))
+
 # %% ../nbs/10_evaluation.ipynb #1d98d72b
 @torch.inference_mode()
 def wrong_action_ratio(
@@ -397,7 +410,7 @@ class Setting:
         self.data = self.videos.hash()
         if m['of'] != self.data: raise ValueError(f'{branches} was recorded from other episodes than the test episodes of {data}')
         if m['context'] != p.context or m['depth'] < max(p.depths): raise ValueError(f'{branches} has {m["context"]} frames of context and {m["depth"]} after it; the protocol wants {p.context} and {max(p.depths)}')
-        self.weights = {k: sha256((Path(d)/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for d, k in ((folder, 'tokenizer'), (folder, 'world'), (idm, 'idm'))}
+        self.weights = {k: sha256((Path(d)/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for d, k in ((tokenizer_of(folder), 'tokenizer'), (folder, 'world'), (idm, 'idm'))}
 
     def frames(self):   # made by the world, in all
         p, n = self.protocol, len(self.states)
@@ -417,6 +430,7 @@ def measure(
     r['quality'], made = quality(who, clips, p.context, seed)
     seen = {n: follow(s.judge, clips, made[n], p.context) for n in made}
     reference = torch.cat([watch(s.judge, c.frames)[1] for c in draw_clips(s.train, p.clips, p.length + s.judge.span - 1, seed + 1)])
+    r['texture_distance'] = {n: round(texture_distance(w.tok, m, made['recorded']), 3) for n, m in made.items()}
     r['idm_distance'] = {n: round(frechet_distance(x[2], reference), 2) for n, x in seen.items()} | dict(transitions=len(seen['world'][2]))
     if i3d: r['fvd'] = {n: round(fvd(made[n], [c.frames[p.context:] for c in clips], i3d), 2) for n in made}
     if vgg: r['lpips'] = {n: interval([lpips(m, c.frames[p.context:], vgg).mean() for m, c in zip(made[n], clips)]) for n in made}
@@ -444,7 +458,7 @@ def evaluate(
         if f.exists(): raise FileExistsError(f'{f} exists; give another name, or remove it first')
     extra = {k: f and load_torchscript(f) for k, f in dict(i3d=i3d, vgg=vgg).items()}
     report, pairs, long = measure(Setting(folder, data, branches, idm, protocol, seed), progress, **extra)
-    with write_aside(page) as tmp: report_page(report, pairs[:4], long).savefig(tmp, dpi=75, format='png')
+    with write_aside(page) as tmp: report_page(report, pairs[:4], long).savefig(tmp, dpi=75, format='png'); Image.open(tmp).convert('RGB').quantize(128).save(tmp, 'png', optimize=True)
     write_json(out, report)
     return report
 
@@ -484,7 +498,7 @@ def leaderboard_row(report, name, command):
     "One line of the leaderboard."
     q, r = report['quality']['world'], report
     first = [d['collapse'] for d in r['drift']['world']]
-    return dict(world=name, psnr=q['psnr']['mean'][0], gain=round(q['psnr']['mean'][0] - r['quality']['copy_last']['psnr']['mean'][0], 2), ssim=q['ssim']['mean'][0], ms_ssim=q['ms_ssim']['mean'][0], idm_distance=r['idm_distance']['world'], f1=r['actions']['world']['f1'],
+    return dict(world=name, psnr=q['psnr']['mean'][0], gain=round(q['psnr']['mean'][0] - r['quality']['copy_last']['psnr']['mean'][0], 2), ssim=q['ssim']['mean'][0], ms_ssim=q['ms_ssim']['mean'][0], idm_distance=r['idm_distance']['world'], texture_distance=r['texture_distance']['world'], f1=r['actions']['world']['f1'],
         f1_share=round(r['actions']['world']['f1'] / r['actions']['recorded']['f1'], 3), counterfactual=list(r['counterfactual']['world']['accuracy'].values())[-1][0], frames_to_collapse=min((c for c in first if c is not None), default=None), long=r['protocol']['long'],
         steps=r['world']['steps'], seed=r['seed'], data=r['data'], commit=r['commit'], device=r['device'], command=command)
 
@@ -497,6 +511,6 @@ def add_to_leaderboard(path, row):
 # %% ../nbs/10_evaluation.ipynb #ef4e0d3d
 def leaderboard_table(rows):
     "The leaderboard as Markdown."
-    cols = dict(world='world', psnr='PSNR, dB', gain='over copy-last, dB', ssim='SSIM', ms_ssim='MS-SSIM', idm_distance='idm_distance', f1='action F1', f1_share='of real', counterfactual='what-if accuracy', frames_to_collapse='frames to collapse', steps='steps', seed='seed', data='data', command='command')
+    cols = dict(world='world', psnr='PSNR, dB', gain='over copy-last, dB', ssim='SSIM', ms_ssim='MS-SSIM', idm_distance='idm_distance', texture_distance='texture_distance', f1='action F1', f1_share='of real', counterfactual='what-if accuracy', frames_to_collapse='frames to collapse', steps='steps', seed='seed', data='data', command='command')
     show = lambda r, k: f'> {r["long"]}' if r[k] is None else f'`{r[k]}`' if k == 'command' else f'{r[k]:.3g}' if isinstance(r[k], float) and k != 'psnr' else str(r[k])
     return '\n'.join(['| ' + ' | '.join(cols.values()) + ' |', '|' + '---|' * len(cols)] + ['| ' + ' | '.join(show(r, k) for k in cols) + ' |' for r in rows])

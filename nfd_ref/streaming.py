@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Recompute', 'Rebuild', 'Rolling', 'RingCache', 'Ring', 'Merged', 'Static', 'Compiled', 'Graph', 'World',
-           'rollout', 'draw_clips', 'players', 'score_rollouts', 'release', 'as_env']
+           'tokenizer_of', 'rollout', 'draw_clips', 'players', 'score_rollouts', 'release', 'as_env']
 
 # %% ../nbs/06_streaming.ipynb #b519fa30
 import copy, shutil
@@ -98,7 +98,7 @@ class Ring(Rolling):
         super().__init__(model)
         self.fast = model if dtype in (None, model.patch_in.weight.dtype) else copy.deepcopy(model).to(dtype)      # what the passes run in
         self.cache = RingCache(model.cfg, model.cfg.tokens + model.extra, self.fast.patch_in.weight)
-        self.like = self.cache.kv[0][0]         # precision and device of the passes
+        self.like, self.place = self.cache.kv[0][0], None       # precision and device of the passes; what `where` is for
 
     def start(self): self.cache.next = 0
 
@@ -109,8 +109,9 @@ class Ring(Rolling):
 
     def inputs(self, t, a):
         "All that a pass needs beside its latents, as tensors."
-        f = t.shape[1]
-        return *self.modulation(t, a), *self.fast.turns(self.cache.next, f, self.like), *self.cache.seek(f)
+        place = self.cache.next, t.shape[1]
+        if self.place != place: self.place, self.where = place, [*self.fast.turns(*place, self.like), *self.cache.seek(place[1])]      # the same for every look at a frame but the first
+        return *self.modulation(t, a), *self.where
 
     def core(self, *args, **kwargs): return self.fast.core(*args, **kwargs)
 
@@ -252,14 +253,16 @@ class World:
     def __repr__(self): return f'World({self.size[1]}x{self.size[0]}, {sum(p.numel() for p in self.model.parameters())/1e6:.1f}M, {self.space.name}, {self.steps} {self.sampler} steps, {self.device}, engine {self.rung})'
 
 # %% ../nbs/06_streaming.ipynb #d64e115d
+def tokenizer_of(folder): return Path(folder)/read_json(Path(folder)/'world.json').get('tokenizer', '.')    # worlds can share one: world.json names its folder, from its own
+
 @patch(cls_method=True)
 def load(cls:World,
-    folder,                 # holds world.* and tokenizer.*
+    folder,                 # holds world.*, and tokenizer.* unless world.json says where it is ("tokenizer")
     **overrides             # of `World`'s arguments
 ):                          # a `World`
     "The world kept in a folder, with the sampling settings that were measured best for it."
-    tok, _ = load_model(folder, 'tokenizer', Tokenizer, TokenizerConfig)
     model, info = load_model(folder, 'world', DiT, DiTConfig)
+    tok, _ = load_model(tokenizer_of(folder), 'tokenizer', Tokenizer, TokenizerConfig)
     try: space, size, fps = ActionSpace(**info['action_space']), info['size'], info['fps']
     except (KeyError, TypeError) as e: raise ValueError(f'{Path(folder)/"world.json"}: needs "action_space", "size" and "fps"; missing or wrong: {e}') from None
     if tok.cfg.latents != model.cfg.latents or tok.grid(*size) != model.cfg.grid: raise ValueError(f'{folder}: the tokenizer makes {tok.cfg.latents} channels of {tok.grid(*size)}, the world wants {model.cfg.latents} of {model.cfg.grid}')

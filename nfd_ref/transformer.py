@@ -175,16 +175,16 @@ class DiT(nn.Module):
 # %% ../nbs/03_transformer.ipynb #09a47da4
 @patch
 def turns(self:DiT, start, f, like):
-    "(cos, sin) of `f` frames from position `start`, remembered for the last positions asked for."
-    key = (start, f, like.device, like.dtype)
+    "(cos, sin) of `f` frames from position `start`; worked out for 64 starts at once, and remembered."
+    at, key = start % 64, (start // 64, f, like.device, like.dtype)
     if key not in self._turns:
-        if len(self._turns) > 64: self._turns.clear()
+        if len(self._turns) > 16: self._turns.clear()
         p, (h, w) = self.cfg.patch, self.cfg.grid
         with torch.inference_mode(False):   # what is remembered must serve training too
-            a = rope_angles(range(start, start + f), h // p, w // p, self.cfg.rope).unflatten(0, (f, -1))
-            a = torch.cat([a, a[:, :1].expand(-1, self.extra, -1)], 1).flatten(0, 1)     # an extra token sits in the corner of its frame
+            a = rope_angles(range(start - at, start - at + 63 + f), h // p, w // p, self.cfg.rope).unflatten(0, (63 + f, -1))
+            a = torch.cat([a, a[:, :1].expand(-1, self.extra, -1)], 1)     # an extra token sits in the corner of its frame
             self._turns[key] = a.cos().to(like.device, like.dtype), a.sin().to(like.device, like.dtype)
-    return self._turns[key]
+    return [z[at:at + f].flatten(0, 1) for z in self._turns[key]]
 
 @patch
 def mask(self:DiT, f, past, device):
