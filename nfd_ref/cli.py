@@ -157,7 +157,7 @@ def cmd_branches(a):
 def cmd_evaluate(a):
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
     r = evaluate(a.world, a.data, a.branches, a.idm, a.out, QUICK if a.quick else Protocol(), a.seed, i3d=a.i3d, vgg=a.vgg)
-    row = leaderboard_row(r, a.name or a.world.name, f'nfd-ref evaluate --seed {a.seed}' + (' --quick' if a.quick else ''))
+    row = leaderboard_row(r, a.name or a.world.name, 'nfd-ref evaluate' + (f' {a.world}' if a.world != WORLD else '') + f' --out report.json --seed {a.seed}' + (' --quick' if a.quick else ''))
     if a.leaderboard: add_to_leaderboard(a.leaderboard, row)
     for k, v in row.items(): print(f'{k:20} {v}')
     print(f'-> {a.out}, {a.out.with_suffix(".png")}')

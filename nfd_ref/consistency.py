@@ -158,7 +158,7 @@ class Distiller(nn.Module):
         self.cfg, self.student = cfg, DiT(cfg.shape)
         self.weight = nn.Linear(8, 1); nn.init.zeros_(self.weight.weight); nn.init.zeros_(self.weight.bias)
         self.heads = nn.ModuleList(Head(cfg.shape) for _ in cfg.blocks) if cfg.adversarial else nn.ModuleList()
-        for q in self.heads.parameters(): nn.init.constant_(q, 0) if q.ndim < 2 else q.data.div_(cfg.fast)     # kept divided by `fast`: a step of the same size is a larger one
+        for q in self.heads.parameters(): nn.init.constant_(q, 0) if q.ndim < 2 else q.data.div_(cfg.fast)     # kept divided by `fast` and multiplied back on use: the optimizer moves them `fast` times as far
 
     def log_weight(self, t):
         "w(t) [b, f], a short cosine series."

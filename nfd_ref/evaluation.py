@@ -512,5 +512,5 @@ def add_to_leaderboard(path, row):
 def leaderboard_table(rows):
     "The leaderboard as Markdown."
     cols = dict(world='world', psnr='PSNR, dB', gain='over copy-last, dB', ssim='SSIM', ms_ssim='MS-SSIM', idm_distance='idm_distance', texture_distance='texture_distance', f1='action F1', f1_share='of real', counterfactual='what-if accuracy', frames_to_collapse='frames to collapse', steps='steps', seed='seed', data='data', command='command')
-    show = lambda r, k: f'> {r["long"]}' if r[k] is None else f'`{r[k]}`' if k == 'command' else f'{r[k]:.3g}' if isinstance(r[k], float) and k != 'psnr' else str(r[k])
+    show = lambda r, k: f'> {r["long"]}' if r[k] is None else f'`{r[k]}`' if k == 'command' else f'{r[k]:.2f}' if k == 'psnr' else f'{r[k]:.3g}' if isinstance(r[k], float) else str(r[k])
     return '\n'.join(['| ' + ' | '.join(cols.values()) + ' |', '|' + '---|' * len(cols)] + ['| ' + ' | '.join(show(r, k) for k in cols) + ' |' for r in rows])

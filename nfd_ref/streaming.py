@@ -198,6 +198,7 @@ def body(self:Graph):
         return self.forward(x if i else torch.cat([z, x], 1), *rest[i:i + 6])[:, -1:]
     return self.sample(look, x, *fresh)
 
+# %% ../nbs/06_streaming.ipynb #7d8960b5
 @patch
 def record(self:Graph):
     "Something to call that makes the frame again."
@@ -327,10 +328,10 @@ def step_latent(self:World, action):
     self._check(); a = torch.from_numpy(self.action(action))[None, None]
     i, fresh = self.engine.next, range(2, 1 + self.steps) if self.sampler == 'consistency' else ()
     with torch.inference_mode():
-        z = self.engine.frame(self.sample, self.noise(i, 0), a, *(self.noise(i, k) for k in fresh))
-        self._write(z, a)
+        z = self.engine.frame(self.sample, self.noise(i, 0), a, *(self.noise(i, k) for k in fresh)); self._write(z, a)
     return z
 
+# %% ../nbs/06_streaming.ipynb #edc3512d
 @patch
 def decode(self:World, z):
     "Latents [1, 1, c, h, w] -> a frame uint8 [h, w, 3] on the host."
@@ -356,8 +357,7 @@ def stream(self:World,
             return self.decode(z)
     cores = torch.get_num_threads()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:       # the decoder gets one core, and does not fight for the others
-        for a in actions:
-            z = self.step_latent(a)
+        for z in map(self.step_latent, actions):
             if last: yield last.result()
             last = pool.submit(decode, z, side and torch.cuda.current_stream(self.device).record_event())
         if last: yield last.result()
