@@ -458,7 +458,7 @@ def evaluate(
         if f.exists(): raise FileExistsError(f'{f} exists; give another name, or remove it first')
     extra = {k: f and load_torchscript(f) for k, f in dict(i3d=i3d, vgg=vgg).items()}
     report, pairs, long = measure(Setting(folder, data, branches, idm, protocol, seed), progress, **extra)
-    with write_aside(page) as tmp: report_page(report, pairs[:4], long).savefig(tmp, dpi=75, format='png'); Image.open(tmp).convert('RGB').quantize(128).save(tmp, 'png', optimize=True)
+    with write_aside(page) as tmp: report_page(report, pairs[:4], long).savefig(tmp, dpi=75, format='png'); Image.open(tmp).convert('RGB').quantize(256, Image.Quantize.FASTOCTREE).save(tmp, 'png', optimize=True)
     write_json(out, report)
     return report
 
