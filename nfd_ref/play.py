@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'parse_actions', 'sticky_trace', 'draw_action', 'write_gif', 
            'raw_keys', 'play_keys', 'Player']
 
 # %% ../nbs/12_play.ipynb #03cc10a2
-import io, select, sys, threading, time
+import io, os, select, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -124,7 +124,9 @@ def raw_keys():
     fd = sys.stdin.fileno(); old = termios.tcgetattr(fd)
     def pressed(wait=0.):
         out = ''
-        while select.select([fd], [], [], wait if not out else 0)[0]: out += sys.stdin.read(1)
+        while select.select([fd], [], [], wait if not out else 0)[0]:
+            if not (b := os.read(fd, 1024)): return out + 'x'       # the terminal is gone
+            out += b.decode(errors='ignore')
         return out
     try: tty.setcbreak(fd); sys.stdout.write('\x1b[?25l\x1b[2J'); yield pressed
     finally: termios.tcsetattr(fd, termios.TCSADRAIN, old); sys.stdout.write('\x1b[?25h\x1b[0m\r\n')

@@ -130,7 +130,7 @@ def test_keys_in_a_real_terminal(tmp_path):
                 except OSError: return
     read('FPS possible'); assert '▀' in seen
     os.write(fd, b'w'); seen = ''; read('\nforward ')
-    os.write(fd, b'e'); read('\nturn right ')
+    os.write(fd, b'qe'); read('\nturn right ')          # two keys at once: the last one counts
     assert '\nforward ' in seen and '\nturn right ' in seen
     os.write(fd, b'x'); read('frames ->', 30)
     assert re.search(r'\d+ frames -> ', seen), seen[-300:]
