@@ -12,7 +12,6 @@ __all__ = ['MS_SSIM_WEIGHTS', 'IDM_RECIPE', 'STATISTICS', 'QUICK', 'record_branc
 
 # %% ../nbs/10_evaluation.ipynb #edfc5e0e
 import math
-from hashlib import sha256
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim, structural_similarity_index_measure as ssim
 from tqdm.auto import tqdm
 from .video import NULL, Clip, VideoFolder, doom_game, play_doom, import_clips, read_json, Recorder, write_aside, write_json
-from .tokenizer import load_model, psnr, save_model, to_unit
+from .tokenizer import fingerprint, load_model, psnr, save_model, to_unit
 from .diffusion import add_noise
 from .training import TrainConfig, fit, provenance
 from .transformer import patchify
@@ -410,7 +409,7 @@ class Setting:
         self.data = self.videos.hash()
         if m['of'] != self.data: raise ValueError(f'{branches} was recorded from other episodes than the test episodes of {data}')
         if m['context'] != p.context or m['depth'] < max(p.depths): raise ValueError(f'{branches} has {m["context"]} frames of context and {m["depth"]} after it; the protocol wants {p.context} and {max(p.depths)}')
-        self.weights = {k: sha256((Path(d)/f'{k}.safetensors').read_bytes()).hexdigest()[:16] for d, k in ((tokenizer_of(folder), 'tokenizer'), (folder, 'world'), (idm, 'idm'))}
+        self.weights = {k: fingerprint(Path(d)/f'{k}.safetensors') for d, k in ((tokenizer_of(folder), 'tokenizer'), (folder, 'world'), (idm, 'idm'))}
 
     def frames(self):   # made by the world, in all
         p, n = self.protocol, len(self.states)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Recompute', 'Rebuild', 'Rolling', 'RingCache', 'Ring', 'Merged', 'Static', 'Compiled', 'Graph', 'World',
-           'tokenizer_of', 'rollout', 'draw_clips', 'players', 'score_rollouts', 'release', 'as_env']
+           'tokenizer_of', 'rollout', 'draw_clips', 'players', 'score_player', 'score_rollouts', 'release', 'as_env']
 
 # %% ../nbs/06_streaming.ipynb #b519fa30
 import copy, shutil
@@ -243,7 +243,8 @@ class World:
         self.model, self.tok = model.to(device).eval(), tok.to(device).eval()
         self.space, self.size, self.fps, self.device, self.seed = space, tuple(size), fps, device, seed
         self.sampler, self.context_noise, self.grid = sampler, context_noise, time_grid(steps, shift)
-        self.sample = partial(SAMPLERS[sampler], grid=self.grid) if sampler != 'consistency' else lambda v, x, *fresh: SAMPLERS[sampler](v, x, self.grid, noise=fresh.__getitem__)
+        self.sample, self.fresh = partial(SAMPLERS[sampler], grid=self.grid), ()        # kinds of the fresh noise it wants
+        if sampler == 'consistency': self.sample, self.fresh = lambda v, x, *fresh: SAMPLERS[sampler](v, x, self.grid, noise=fresh.__getitem__), range(2, 1 + self.steps)
         self.engine, self.rung, self.ready = ENGINES[name](self.model, dtype), name + (f' {dtype}'.replace('torch.', '') if dtype else ''), False
         self.decoder = copy.deepcopy(self.tok).to(dtype) if dtype else self.tok
         self._decode = torch.compile(self.decoder.decode, dynamic=False) if isinstance(self.engine, Compiled) else self.decoder.decode
@@ -326,9 +327,10 @@ def append(self:World,
 def step_latent(self:World, action):
     "`step` without the decoding: latents [1, 1, c, h, w]."
     self._check(); a = torch.from_numpy(self.action(action))[None, None]
-    i, fresh = self.engine.next, range(2, 1 + self.steps) if self.sampler == 'consistency' else ()
+    i = self.engine.next
     with torch.inference_mode():
-        z = self.engine.frame(self.sample, self.noise(i, 0), a, *(self.noise(i, k) for k in fresh)); self._write(z, a)
+        z = self.engine.frame(self.sample, self.noise(i, 0), a, *(self.noise(i, k) for k in self.fresh))
+        self._write(z, a)
     return z
 
 # %% ../nbs/06_streaming.ipynb #edc3512d
@@ -401,14 +403,21 @@ def players(
                 copy_last=lambda clip, context=8, seed=0: np.repeat(clip.frames[context - 1:context], len(clip) - context, 0))
 
 # %% ../nbs/06_streaming.ipynb #5d65651c
+def score_player(
+    player,             # one of `players`
+    draw,               # list of `Clip`s; clip i is played with seed + i
+    context=8, seed=0
+):                      # PSNR of each frame, mean over the clips, dB
+    each = [psnr(player(c, context, seed + i), c.frames[context:]).clamp(max=60).numpy() for i, c in enumerate(draw)]
+    return np.mean(each, 0, dtype=float).round(3).tolist()
+
 def score_rollouts(
     world, videos,      # `VideoFolder` of held-out episodes
     clips=40, context=8, length=15, seed=0
 ):                      # {'world', 'copy_last', 'tokenizer': mean PSNR per frame [length], dB, 'clips'}
     "PSNR of rollouts against what really happened, beside its floor and its ceiling; clip i is played with seed + i."
     draw, who = list(draw_clips(videos, clips, context + length, seed)), players(world)
-    score = lambda p: [psnr(p(c, context, seed + i), c.frames[context:]).clamp(max=60).numpy() for i, c in enumerate(draw)]
-    return {k: np.mean(score(who[k]), 0, dtype=float).round(3).tolist() for k in ('world', 'copy_last', 'tokenizer')} | dict(clips=clips)
+    return {k: score_player(who[k], draw, context, seed) for k in ('world', 'copy_last', 'tokenizer')} | dict(clips=clips)
 
 # %% ../nbs/06_streaming.ipynb #b3e16c9a
 def release(
@@ -428,7 +437,8 @@ def release(
                 for f in (Path(folder).parent/name.removeprefix(f'{kind}_'), Path(folder)/name):      # of a run; of a world that was released before
                     if f.exists(): shutil.copy(f, tmp/name)
         videos, held_out = VideoFolder(data, 'train'), VideoFolder(data, 'test')
-        trial = {c: np.mean(score_rollouts(World.load(tmp, context_noise=c), videos, clips // 4)['world']) for c in (0., .05, .1, .2, .3)}
+        draw = list(draw_clips(videos, clips // 4, 23))
+        trial = {c: np.mean(score_player(partial(rollout, World.load(tmp, context_noise=c)), draw)) for c in (0., .05, .1, .2, .3)}
         info = read_json(tmp/'world.json')
         info['sampling'] = dict(steps=4, sampler='euler', context_noise=max(trial, key=trial.get))
         write_json(tmp/'world.json', info)

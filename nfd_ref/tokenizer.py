@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TOKENIZERS', 'to_unit', 'to_uint8', 'psnr', 'TokenizerConfig', 'norm', 'ResBlock', 'SpatialAttention', 'Tokenizer',
-           'tokenizer_loss', 'fit_scale', 'save_tensors', 'load_tensors', 'load_into', 'build', 'save_model',
-           'load_model']
+           'tokenizer_loss', 'fit_scale', 'save_tensors', 'fingerprint', 'load_tensors', 'load_into', 'build',
+           'save_model', 'load_model']
 
 # %% ../nbs/01_tokenizer.ipynb #75975eca
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -179,6 +180,8 @@ def save_tensors(path, tensors, dtype=None):
     "Write tensors as safetensors, atomically; `dtype` converts the floating ones."
     cast = lambda v: v.to(dtype) if dtype and v.is_floating_point() else v
     with write_aside(path) as tmp: save_file({k: cast(v.detach()).contiguous().cpu() for k, v in tensors.items()}, tmp)
+
+def fingerprint(path): return sha256(Path(path).read_bytes()).hexdigest()[:16]       # of a file of weights: what it was trained from, measured with
 
 def load_tensors(path):
     "The tensors of a safetensors file, or an error that names it."

@@ -16,7 +16,7 @@ import numpy as np, torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 from .video import NULL, read_json, write_aside, write_json
-from .tokenizer import Tokenizer, TokenizerConfig, build, fit_scale, load_into, load_tensors, save_model, save_tensors, to_unit, tokenizer_loss
+from .tokenizer import Tokenizer, TokenizerConfig, build, fingerprint, fit_scale, load_into, load_tensors, save_model, save_tensors, to_unit, tokenizer_loss
 from .transformer import DiT, DiTConfig
 from .diffusion import NoiseLevels, flow_matching_loss
 
@@ -303,7 +303,7 @@ def train_world(
     if init:
         weights, old = Path(init)/'world.safetensors', read_json(Path(init)/'world.json')
         load_into(model, load_tensors(weights), weights)
-        info['init'] = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+        info['init'] = fingerprint(weights)
         before = old.get('before', []) + [{k: old.get(k) for k in ('train', 'data', 'commit', 'device')}]
         if (Path(init)/'world_log.jsonl').exists(): shutil.copy(Path(init)/'world_log.jsonl', Path(out)/'init_log.jsonl')
     model = fit(out, model, loss, clips, cfg, info | dict(shape=asdict(shape)), **kwargs)
