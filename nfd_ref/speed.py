@@ -135,14 +135,14 @@ def growth(
     frames=(100, 1000, 10_000), windows=(8, 16, 32, 64, 128), steps=(1, 2, 4, 8, 18), batches=(1, 2, 4, 8, 16),
     presets=('small', 'nfd_130m', 'nfd_310m', 'nfd_774m'), n=12
 ):                          # {'card', 'machine', 'frames', 'window', 'steps', 'batch', 'size': [{'x', 'ms', 'ceiling_ms', ...}]}
-    "What a frame costs (latents, median of `n`, engine `static`) as one thing grows and the rest stays as in the small preset."
+    "What a frame costs (latents, median of `n`, the engine that `World` chooses) as one thing grows and the rest stays as in the small preset."
     def play(world, n):
         return [timed(lambda: world.step_latent([0] * len(world.space.sizes)), world.device)[1] for _ in range(n)]
     def row(x, world, **more):
         world.reset(still(world)); play(world, 3); w = work(world)
         r = dict(x=x, ms=round(float(np.median(play(world, n))), 3), ceiling_ms=round(1e3 * max(w['flops'] / m['flops'], w['bytes'] / m['bytes']), 3)) | more
         print(r, flush=True); return r
-    make = lambda preset='small', **kw: random_world(preset, device=device, engine='static', **kw)
+    make = lambda preset='small', **kw: random_world(preset, device=device, **kw)
     world = make(); m = machine(world.device); r = dict(card=card(world, n, 3), machine=m, frames=[])
     world.reset(still(world))
     for f in frames:

@@ -23,15 +23,15 @@ def fails(capsys, folder, *args, says):
 
 def test_help_reads_well():
     r = subprocess.run([Path(sys.executable).with_name('nfd-ref'), '--help'], capture_output=True, text=True); assert r.returncode == 0
-    for c in ('play', 'record', 'branches', 'train', 'release', 'evaluate', 'build', 'lab'): assert re.search(rf'^    {c} ', r.stdout, re.M)
-    for c in (['play'], ['record'], ['train', 'world'], ['train', 'tokenizer'], ['train', 'idm'], ['branches'], ['release'], ['evaluate'], ['build'], ['lab']):
+    for c in ('play', 'record', 'branches', 'train', 'distill', 'release', 'evaluate', 'bench', 'build', 'lab'): assert re.search(rf'^    {c} ', r.stdout, re.M)
+    for c in (['play'], ['record'], ['train', 'world'], ['train', 'tokenizer'], ['train', 'idm'], ['distill', 'consistency'], ['bench'], ['branches'], ['release'], ['evaluate'], ['build'], ['lab']):
         assert subprocess.run([Path(sys.executable).with_name('nfd-ref'), *c, '--help'], capture_output=True).returncode == 0
 
 @pytest.mark.parametrize('world, how', [('world', '4 euler steps'), ('distilled', '1 consistency steps')])
 def test_play_writes_what_it_made_and_says_how_fast(tmp_path, capsys, world, how):
     code, out, _ = run(capsys, 'play', WORLD.parent/world, '--frames', 30, '--out', tmp_path/'a.mp4', '--gif', tmp_path/'a.gif')
     assert code == 0 and files(tmp_path) == ['a.gif', 'a.mp4'] and video_info(tmp_path/'a.mp4')[0] == 30
-    assert re.search(r'30 frames at \d+\.\d FPS', out) and f'80x48 pixels, {how}, engine static, CPU' in out
+    assert re.search(r'30 frames at \d+\.\d FPS', out) and f'80x48 pixels, {how}, engine native, CPU' in out
     assert read_frames(tmp_path/'a.mp4').std(0).mean() > 5          # it moves
 
 def test_play_is_reproducible(tmp_path, capsys):
