@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nfd_ref.streaming.RingCache': ('streaming.html#ringcache', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.RingCache.__init__': ('streaming.html#ringcache.__init__', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.RingCache.join': ('streaming.html#ringcache.join', 'nfd_ref/streaming.py'),
+                                   'nfd_ref.streaming.RingCache.look_up': ('streaming.html#ringcache.look_up', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.RingCache.seek': ('streaming.html#ringcache.seek', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.Rolling': ('streaming.html#rolling', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.Rolling.look': ('streaming.html#rolling.look', 'nfd_ref/streaming.py'),

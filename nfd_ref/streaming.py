@@ -79,10 +79,15 @@ class RingCache:
     "Keys and values at fixed addresses: frame i is in slot i % (window + 1). Stands in for a `KVCache` in `Attention`."
     def __init__(self, cfg, n, like):       # `DiTConfig`, tokens a frame, a tensor of the wanted kind
         self.window, self.n, self.slots, self.next = cfg.window, n, cfg.window + 1, 0
-        self.kv = [like.new_zeros(2, 1, cfg.heads, self.slots * n, cfg.d // cfg.heads).unbind() for _ in range(cfg.layers)]
+        self.kv, self.known = [like.new_zeros(2, 1, cfg.heads, self.slots * n, cfg.d // cfg.heads).unbind() for _ in range(cfg.layers)], {}
 
     def seek(self, f):
-        "Token rows [f*n] of the next f frames, and what they may see: [f*n, slots*n], 0 or -inf."
+        "Token rows [f*n] of the next f frames, and what they may see: [f*n, slots*n], 0 or -inf. Worked out once for each place in a full ring."
+        key = min(self.next, self.slots + self.next % self.slots), f
+        if key not in self.known: self.known[key] = self.look_up(f)
+        return self.known[key]
+
+    def look_up(self, f):
         i = torch.arange(self.next, self.next + f); last = self.next + f - 1
         held = last - (last - torch.arange(self.slots)) % self.slots           # the frame in each slot; negative: none yet
         seen = (held <= i[:, None]) & (held > i[:, None] - self.window) & (held >= 0)
