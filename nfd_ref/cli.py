@@ -19,6 +19,8 @@ def train_flags(p):
     p.add_argument('--compile', action='store_true', default=None, help='torch.compile: pays after some hundred steps')
     p.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run')
 
+ENGINE = 'how frames are computed, see 06_streaming (the fastest that starts at once); +bf16 behind it for half precision'
+
 def parser():
     p = argparse.ArgumentParser('nfd-ref', description='Next-Frame Diffusion: record a game, train a network to be that game, play it.', epilog='A command with --help says more, for instance: nfd-ref play --help')
     s = p.add_subparsers(dest='command', metavar='COMMAND')
@@ -35,7 +37,7 @@ def parser():
     c.add_argument('--device', help='cpu or cuda (cuda where there is one)')
     c.add_argument('--out', type=Path, default=Path('play.mp4'), help='mp4 to write (%(default)s)')
     c.add_argument('--gif', type=Path, help='GIF to write as well')
-    c.add_argument('--engine', help='how frames are computed (the fastest that starts at once; see 06_streaming)')
+    c.add_argument('--engine', help=ENGINE)
     c = s.add_parser('record', help='record ViZDoom into a folder of video', description='Record episodes of a ViZDoom scenario with a sticky, wall-avoiding player. The same seed gives the same frames.')
     c.add_argument('out', type=Path)
     c.add_argument('--episodes', type=int, default=24); c.add_argument('--test', type=int, default=4, help='of these, held out (%(default)s)')
@@ -73,7 +75,7 @@ def parser():
     c.add_argument('--branches', type=Path, default=BRANCHES, help='from nfd-ref branches, of the same episodes')
     c.add_argument('--idm', type=Path, default=IDM, help='from nfd-ref train idm')
     c.add_argument('--quick', action='store_true', help='under a minute, few clips: to see that it works, not to compare')
-    c.add_argument('--seed', type=int, default=0)
+    c.add_argument('--seed', type=int, default=0); c.add_argument('--engine', help=ENGINE)
     c.add_argument('--leaderboard', type=Path, help='JSON file to put a row into'); c.add_argument('--name', help='of the world there (its folder)')
     c.add_argument('--i3d', type=Path, help='i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD'); c.add_argument('--vgg', type=Path, help='vgg16.pt of StyleGAN3, if you have it: adds LPIPS')
     c = s.add_parser('bench', help='how fast is it: the engines in turns, beside what the machine could do', description='Prints a protocol card, the measured ceiling of this machine, the time of each engine, and the JSON of it all as the last line.')
@@ -95,7 +97,7 @@ def cmd_play(a):
     from nfd_ref.streaming import World
     from nfd_ref.video import VideoFolder, write_video
     if a.frames is not None and a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
-    world = World.load(a.world, **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed, engine=a.engine).items() if v is not None})
+    world = World.load(a.world, **engine(a.engine), **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed).items() if v is not None})
     videos = VideoFolder(a.data, 'test')
     n, start = (1, 270) if a.data == DATA and a.clip is None and a.start is None else (a.clip or 0, a.start or 0)
     if not 0 <= n < len(videos): raise ValueError(f'--clip {n}: there are {len(videos)} held-out episodes, 0..{len(videos) - 1}')
@@ -156,11 +158,18 @@ def cmd_branches(a):
 
 def cmd_evaluate(a):
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
-    r = evaluate(a.world, a.data, a.branches, a.idm, a.out, QUICK if a.quick else Protocol(), a.seed, i3d=a.i3d, vgg=a.vgg)
+    r = evaluate(a.world, a.data, a.branches, a.idm, a.out, QUICK if a.quick else Protocol(), a.seed, i3d=a.i3d, vgg=a.vgg, **engine(a.engine))
     row = leaderboard_row(r, a.name or a.world.name, 'nfd-ref evaluate' + (f' {a.world}' if a.world != WORLD else '') + f' --out report.json --seed {a.seed}' + (' --quick' if a.quick else ''))
     if a.leaderboard: add_to_leaderboard(a.leaderboard, row)
     for k, v in row.items(): print(f'{k:20} {v}')
     print(f'-> {a.out}, {a.out.with_suffix(".png")}')
+
+def engine(name):
+    "'native+bf16' -> what `World` wants to know."
+    import torch
+    name, _, half = (name or '').partition('+')
+    if half not in ('', 'bf16'): raise ValueError(f'engine "{name}+{half}": after + comes bf16')
+    return (dict(engine=name) if name else {}) | (dict(dtype=torch.bfloat16) if half else {})
 
 def cmd_bench(a):
     import torch
@@ -172,8 +181,7 @@ def cmd_bench(a):
     if a.growth: return growth(a.out, a.device)
     given = {k: v for k, v in dict(steps=a.steps, device=a.device).items() if v is not None}
     def load(name):
-        engine, _, half = name.partition('+'); kw = given | dict(engine=engine) | (dict(dtype=torch.bfloat16) if half else {})
-        if half not in ('', 'bf16'): raise ValueError(f'engine "{name}": after + comes bf16')
+        kw = given | engine(name)
         return random_world(a.preset, a.window, **kw) if a.preset else World.load(a.world, **kw)
     cuda = (a.device or ('cuda' if torch.cuda.is_available() else 'cpu')) == 'cuda'
     names = [n for n in ENGINES if n != ('native' if cuda else 'graph')]

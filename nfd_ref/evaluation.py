@@ -400,9 +400,10 @@ class Setting:
         folder,             # of a world
         data,               # folder of video: its test episodes judge
         branches, idm,      # folders: from `record_branches`, of the judge
-        protocol=Protocol(), seed=0
+        protocol=Protocol(), seed=0,
+        **kwargs            # for `World`: another engine or precision than it would choose
     ):
-        self.protocol, self.seed, self.world = protocol, seed, World.load(folder, seed=seed)
+        self.protocol, self.seed, self.world = protocol, seed, World.load(folder, seed=seed, **kwargs)
         self.videos, self.train = VideoFolder(data, 'test'), VideoFolder(data, 'train')
         self.judge, _ = load_model(idm, 'idm', InverseDynamics, IDMConfig)
         states, self.about = load_branches(branches); self.states, m, p = states[:protocol.states], self.about, protocol
@@ -425,7 +426,7 @@ def measure(
     def world(clip, context, seed): bar.update(len(clip) - context); return rollout(w, clip, context, seed)
     who, clips = players(w) | dict(world=world), list(draw_clips(s.videos, p.clips, p.context + p.length, seed))
     r = dict(format=1, protocol=asdict(p), seed=seed, data=s.data, weights=s.weights, **provenance())
-    r['world'] = dict(steps=w.steps, sampler=w.sampler, context_noise=w.context_noise)
+    r['world'] = dict(steps=w.steps, sampler=w.sampler, context_noise=w.context_noise, engine=w.rung)
     r['quality'], made = quality(who, clips, p.context, seed)
     seen = {n: follow(s.judge, clips, made[n], p.context) for n in made}
     reference = torch.cat([watch(s.judge, c.frames)[1] for c in draw_clips(s.train, p.clips, p.length + s.judge.span - 1, seed + 1)])
@@ -448,7 +449,8 @@ def evaluate(
     folder, data, branches, idm,    # as for `Setting`
     out,                # .json to write; a .png of the same name is written beside it
     protocol=Protocol(), seed=0, progress=True,
-    i3d=None, vgg=None  # TorchScript files the user has: add FVD, LPIPS
+    i3d=None, vgg=None, # TorchScript files the user has: add FVD, LPIPS
+    **kwargs            # for `Setting`
 ):                      # the report
     "Measure a world against the simulator's ground truth; neither file is written before all is measured."
     out = Path(out); page = out.with_suffix('.png')
@@ -456,7 +458,7 @@ def evaluate(
     for f in (out, page):
         if f.exists(): raise FileExistsError(f'{f} exists; give another name, or remove it first')
     extra = {k: f and load_torchscript(f) for k, f in dict(i3d=i3d, vgg=vgg).items()}
-    report, pairs, long = measure(Setting(folder, data, branches, idm, protocol, seed), progress, **extra)
+    report, pairs, long = measure(Setting(folder, data, branches, idm, protocol, seed, **kwargs), progress, **extra)
     with write_aside(page) as tmp: report_page(report, pairs[:4], long).savefig(tmp, dpi=75, format='png'); Image.open(tmp).convert('RGB').quantize(256, Image.Quantize.FASTOCTREE).save(tmp, 'png', optimize=True)
     write_json(out, report)
     return report
