@@ -8,7 +8,7 @@ __all__ = ['ENGINES', 'Recompute', 'Rebuild', 'Rolling', 'RingCache', 'Ring', 'M
            'score_rollouts', 'release', 'as_env']
 
 # %% ../nbs/06_streaming.ipynb #b519fa30
-import copy, shutil
+import copy, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ class RingCache:
         self.kv, self.known = [like.new_zeros(2, 1, cfg.heads, self.slots * n, cfg.d // cfg.heads).unbind() for _ in range(cfg.layers)], {}
 
     def seek(self, f):
-        "Token rows [f*n] of the next f frames, and what they may see: [f*n, slots*n], 0 or -inf. Worked out once for each place in a full ring."
+        "Token rows [f*n] of the next f frames, and what each frame may see: [f, slots*n], 0 or -inf. Worked out once for each place in a full ring."
         key = min(self.next, self.slots + self.next % self.slots), f
         if key not in self.known: self.known[key] = self.look_up(f)
         return self.known[key]
@@ -91,7 +91,7 @@ class RingCache:
         i = torch.arange(self.next, self.next + f); last = self.next + f - 1
         held = last - (last - torch.arange(self.slots)) % self.slots           # the frame in each slot; negative: none yet
         seen = (held <= i[:, None]) & (held > i[:, None] - self.window) & (held >= 0)
-        mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).repeat_interleave(self.n, 0).repeat_interleave(self.n, 1)
+        mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).repeat_interleave(self.n, 1)
         return ((i % self.slots)[:, None] * self.n + torch.arange(self.n)).flatten().to(self.kv[0][0].device), mask.to(self.kv[0][0])
 
     def join(self, layer, k, v):
@@ -121,7 +121,9 @@ class Ring(Rolling):
         if self.place != place: self.place, self.where = place, self.places(*place)      # the same for every look at a frame but the first
         return *self.modulation(t, a), *self.where
 
-    def places(self, start, f): return *self.fast.turns(start, f, self.like), *self.cache.seek(f)
+    def places(self, start, f):
+        rows, mask = self.cache.seek(f)
+        return *self.fast.turns(start, f, self.like), rows, mask.repeat_interleave(self.cache.n, 0)
 
     def core(self, *args, **kwargs): return self.fast.core(*args, **kwargs)
 
@@ -229,8 +231,8 @@ class Native(Static):
         self.kernel = Kernel(model, dtype or torch.float32); self.cache.kv = self.kernel.kv
 
     def places(self, start, f):
-        cos, sin, rows, mask = super().places(start, f)
-        return cos, sin, rows, F.pad(mask.float(), (0, self.kernel.pad), value=-torch.inf)
+        rows, mask = self.cache.seek(f)
+        return *self.model.turns(start, f, self.like), rows, F.pad(mask, (0, self.kernel.places - mask.shape[1]), value=-torch.inf)
 
     def forward(self, *args): return self.kernel(*args)
 
@@ -244,9 +246,10 @@ def start_engine(
 ):                      # (name, engine)
     "An engine for this model on its device."
     cuda = next(model.parameters()).is_cuda
-    if not name and not cuda:
+    if not name and not cuda and 'AVX' in torch.backends.cpu.get_cpu_capability():
         try: return 'native', Native(model, dtype)
-        except (ValueError, RuntimeError): pass     # a shape it does not know; no compiler
+        except ValueError: pass                     # a shape that it does not know
+        except RuntimeError as e: warnings.warn(f'{e}; this world takes engine "static", at a third of the speed')
     name = name or ('graph' if cuda else 'static')
     if name not in ENGINES: raise ValueError(f'no engine "{name}"; there are {", ".join(ENGINES)}')
     if dtype and not issubclass(ENGINES[name], Ring): raise ValueError(f'engine "{name}" runs in the precision of its weights; {dtype} needs one of {", ".join(n for n, e in ENGINES.items() if issubclass(e, Ring))}')
