@@ -135,7 +135,7 @@ def growth(
     frames=(100, 1000, 10_000), windows=(8, 16, 32, 64, 128), steps=(1, 2, 4, 8, 18), batches=(1, 2, 4, 8, 16),
     presets=('small', 'nfd_130m', 'nfd_310m', 'nfd_774m'), n=12
 ):                          # {'card', 'machine', 'frames', 'window', 'steps', 'batch', 'size': [{'x', 'ms', 'ceiling_ms', ...}]}
-    "What a frame costs (latents, median of `n`, the engine that `World` chooses) as one thing grows and the rest stays as in the small preset."
+    "What a frame costs (latents, median of `n`, along a rollout of `4 * n`; the engine that `World` chooses) as one thing grows and the rest stays as in the small preset."
     def play(world, n):
         return [timed(lambda: world.step_latent([0] * len(world.space.sizes)), world.device)[1] for _ in range(n)]
     def row(x, world, **more):
@@ -146,7 +146,7 @@ def growth(
     world = make(); m = machine(world.device); r = dict(card=card(world, n, 3), machine=m, frames=[])
     world.reset(still(world))
     for f in frames:
-        play(world, f - n - (world.engine.next - world.model.cfg.window)); ms = play(world, n)
+        play(world, f - 4 * n - (world.engine.next - world.model.cfg.window)); ms = play(world, 4 * n)
         r['frames'].append(dict(x=f, ms=round(float(np.median(ms)), 3), cache_bytes=sum(z.nbytes for kv in world.engine.cache.kv for z in kv), peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)); print(r['frames'][-1], flush=True)
     r['window'] = [row(x, make(window=x)) for x in windows]
     r['steps'] = [row(x, make(steps=x)) for x in steps]
