@@ -135,7 +135,7 @@ def growth(
     frames=(100, 1000, 10_000), windows=(8, 16, 32, 64, 128), steps=(1, 2, 4, 8, 18), batches=(1, 2, 4, 8, 16),
     presets=('small', 'nfd_130m', 'nfd_310m', 'nfd_774m'), n=12
 ):                          # {'card', 'machine', 'frames', 'window', 'steps', 'batch', 'size': [{'x', 'ms', 'ceiling_ms', ...}]}
-    "What a frame costs (latents, median of `n`, along a rollout of `4 * n`; the engine that `World` chooses) as one thing grows and the rest stays as in the small preset."
+    "What a frame costs (latents, median of `n`, over frames of four times as many; the engine that `World` chooses) as one thing grows and the rest stays as in the small preset."
     def play(world, n):
         return [timed(lambda: world.step_latent([0] * len(world.space.sizes)), world.device)[1] for _ in range(n)]
     def row(x, world, **more):
@@ -143,11 +143,12 @@ def growth(
         r = dict(x=x, ms=round(float(np.median(play(world, n))), 3), ceiling_ms=round(1e3 * max(w['flops'] / m['flops'], w['bytes'] / m['bytes']), 3)) | more
         print(r, flush=True); return r
     make = lambda preset='small', **kw: random_world(preset, device=device, **kw)
-    world = make(); m = machine(world.device); r = dict(card=card(world, n, 3), machine=m, frames=[])
-    world.reset(still(world))
-    for f in frames:
-        play(world, f - 4 * n - (world.engine.next - world.model.cfg.window)); ms = play(world, 4 * n)
-        r['frames'].append(dict(x=f, ms=round(float(np.median(ms)), 3), cache_bytes=sum(z.nbytes for kv in world.engine.cache.kv for z in kv), peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)); print(r['frames'][-1], flush=True)
+    old = {f: make() for f in frames}; world = old[frames[0]]; m = machine(world.device); r = dict(card=card(world, n, 3), machine=m, frames=[])
+    for f, world in old.items():
+        world.reset(still(world)); play(world, f - 4 * n)
+        r['frames'].append(dict(x=f, cache_bytes=sum(z.nbytes for kv in world.engine.cache.kv for z in kv), peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+    turns = [{f: play(w, n) for f, w in old.items()} for _ in range(4)]        # young and old take turns, up to their frame
+    for x in r['frames']: x['ms'] = round(float(np.median([t[x['x']] for t in turns])), 3); print(x, flush=True)
     r['window'] = [row(x, make(window=x)) for x in windows]
     r['steps'] = [row(x, make(steps=x)) for x in steps]
     r['batch'] = []
