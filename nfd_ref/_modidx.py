@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'nfd_ref.speed.still': ('speed.html#still', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.table': ('speed.html#table', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.timed': ('speed.html#timed', 'nfd_ref/speed.py'),
+                               'nfd_ref.speed.timed_stream': ('speed.html#timed_stream', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.work': ('speed.html#work', 'nfd_ref/speed.py')},
             'nfd_ref.streaming': { 'nfd_ref.streaming.Compiled': ('streaming.html#compiled', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.Compiled.__init__': ('streaming.html#compiled.__init__', 'nfd_ref/streaming.py'),

@@ -159,7 +159,7 @@ def cmd_branches(a):
 def cmd_evaluate(a):
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
     r = evaluate(a.world, a.data, a.branches, a.idm, a.out, QUICK if a.quick else Protocol(), a.seed, i3d=a.i3d, vgg=a.vgg, **engine(a.engine))
-    row = leaderboard_row(r, a.name or a.world.name, 'nfd-ref evaluate' + (f' {a.world}' if a.world != WORLD else '') + f' --out report.json --seed {a.seed}' + (' --quick' if a.quick else ''))
+    row = leaderboard_row(r, a.name or a.world.name, 'nfd-ref evaluate' + (f' {a.world}' if a.world != WORLD else '') + f' --out report.json --seed {a.seed}' + (f' --engine {a.engine}' if a.engine else '') + (' --quick' if a.quick else ''))
     if a.leaderboard: add_to_leaderboard(a.leaderboard, row)
     for k, v in row.items(): print(f'{k:20} {v}')
     print(f'-> {a.out}, {a.out.with_suffix(".png")}')
@@ -183,7 +183,7 @@ def cmd_bench(a):
     def load(name):
         kw = given | engine(name)
         return random_world(a.preset, a.window, **kw) if a.preset else World.load(a.world, **kw)
-    cuda = (a.device or ('cuda' if torch.cuda.is_available() else 'cpu')) == 'cuda'
+    cuda = (a.device or ('cuda' if torch.cuda.is_available() else 'cpu')).startswith('cuda')
     names = [n for n in ENGINES if n != ('native' if cuda else 'graph')]
     names = a.engines.split(',') if a.engines else names + ['static+bf16', 'compiled+bf16', f'{names[-1]}+bf16']
     worlds = {n: load(n) for n in names}

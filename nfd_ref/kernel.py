@@ -229,9 +229,11 @@ class Kernel:
         for what, s in {'the width': c.d, "a head's width": c.d // c.heads, "the MLP's width": hidden, "a token's numbers": p}.items():
             if s % 16: raise ValueError(f'the kernel works on 16 numbers at a time: {what}, {s}, must be a multiple of 16; take engine "static"')
         sizes = dict(D=c.d, LAYERS=c.layers, HEADS=c.heads, HIDDEN=hidden, N=n, SLOTS=c.window + 1, P=p, ROWS=_divisor(n, 24 if width == 16 else 12), FEW=_divisor(n, 8))      # AVX-512 has 32 registers, AVX2 16
-        self.call = compile_cpp(f'#define W {width}\n' + ''.join(f'const int {k} = {v};\n' for k, v in sizes.items()) + VECTORS + (FLOAT32 if dtype == torch.float32 else BFLOAT16) + PANEL + EXP + ATTEND + NORMS + TURN + PASS).run; self.call.restype = None
-        self.latents, self.slots, self.most = (c.latents, *c.grid), c.window + 1, c.d // width    # more threads than panels would only wait
-        rows, many = self.slots * n, lambda k, dtype=dtype: torch.zeros(k, dtype=dtype)
+        head = f'#define W {width}\n' + ''.join(f'const int {k} = {v};\n' for k, v in sizes.items())
+        source = head + VECTORS + (FLOAT32 if dtype == torch.float32 else BFLOAT16) + PANEL + EXP + ATTEND + NORMS + TURN + PASS
+        self.call = compile_cpp(source).run; self.call.restype = None
+        self.cfg, self.most = c, c.d // width       # more threads than panels would only wait
+        rows, many = (c.window + 1) * n, lambda k, dtype=dtype: torch.zeros(k, dtype=dtype)
         self.places = -(-rows // 16) * 16           # whole panels: a few that no frame uses
         self.kv = [(many(self.places * c.d), many(self.places * c.d)) for _ in model.blocks]
         place = patchify(torch.arange(n * p).view(1, 1, c.latents, *c.grid), c.patch).flatten().int()       # where a token's numbers are in a frame
@@ -248,8 +250,11 @@ class Kernel:
         slot,           # their places in the ring, int64 [f*n]: keys and values are written there
         mask            # what a frame may see: [f, `places`], 0 or -inf
     ):                  # velocity [1, f, c, h, w]
-        f = x.shape[1]
-        if x.shape != (1, f, *self.latents) or not 1 <= f <= self.slots or mask.shape != (f, self.places): raise ValueError(f'the kernel takes latents [1, f, {", ".join(map(str, self.latents))}], f up to {self.slots}, and a mask [f, {self.places}]; not {list(x.shape)} and {list(mask.shape)}')
+        f, c = x.shape[1], self.cfg; rows, half = f * c.tokens, c.d // c.heads // 2
+        want = (1, f, c.latents, *c.grid), (c.layers, 1, f, 1, 6 * c.d), (1, f, 1, 2 * c.d), (rows, half), (rows, half), (rows,), (f, self.places)
+        for name, t, shape in zip(('x', 'sixes', 'two', 'cos', 'sin', 'slot', 'mask'), (x, sixes, two, cos, sin, slot, mask), want):
+            if t.shape != shape: raise ValueError(f'the kernel wants {name} of {list(shape)} for {f} frames, not {list(t.shape)}')
+        if f > c.window + 1 or slot.dtype != torch.int64 or slot.min() < 0 or slot.max() >= self.places: raise ValueError(f'the ring has {c.window + 1} slots, {self.places} places: {f} frames, {slot.dtype} {slot.tolist()} do not fit')
         args = [*(t.float().contiguous() for t in (x, sixes, two, cos, sin)), slot.contiguous(), mask.float().contiguous()]; v = torch.empty_like(args[0])
         self.call(self.net, f, min(self.most, torch.get_num_threads()), *(ctypes.c_void_p(t.data_ptr()) for t in (*args, v)))
         return v.to(x.dtype)

@@ -103,9 +103,10 @@ class RingCache:
 class Ring(Rolling):
     "`Rolling` in a ring: nothing is allocated for the past, no address moves."
     def __init__(self, model, dtype=None):
+        if type(model) is not DiT: raise ValueError(f'a ring serves the plain DiT, not {type(model).__name__}; take engine "rolling"')
         super().__init__(model)
         self.fast = model if dtype in (None, model.patch_in.weight.dtype) else copy.deepcopy(model).to(dtype)      # what the passes run in
-        self.cache = RingCache(model.cfg, model.cfg.tokens + model.extra, self.fast.patch_in.weight)
+        self.cache = RingCache(model.cfg, model.cfg.tokens, self.fast.patch_in.weight)
         self.like, self.place = self.cache.kv[0][0], None       # precision and device of the passes; what `where` is for
 
     def start(self): self.cache.next = 0
@@ -185,7 +186,7 @@ class Compiled(Static):
 
 # %% ../nbs/06_streaming.ipynb #6d41078a
 class Graph(Compiled):
-    "`Compiled`, a whole frame recorded once as a CUDA graph and played back: no launches and no host within a frame."
+    "`Compiled`, a whole frame recorded once as a CUDA graph and played back: one launch for all its passes, and no host among them."
     def __init__(self, model, dtype=None): super().__init__(model, dtype); self.sample = None
 
     def frame(self, sample, x, a, *fresh):
@@ -220,7 +221,7 @@ def record(self:Graph):
         for _ in range(3): self.body()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): out = self.body()
+    with torch.cuda.graph(graph, capture_error_mode='thread_local'): out = self.body()      # another thread may be decoding
     return lambda: graph.replay() or out
 
 # %% ../nbs/06_streaming.ipynb #73edb590
@@ -241,7 +242,7 @@ ENGINES = dict(recompute=Recompute, rebuild=Rebuild, rolling=Rolling, ring=Ring,
 
 def start_engine(
     model,              # `DiT`, where it is to run
-    name=None,          # in `ENGINES`; None: the fastest that can start at once
+    name=None,          # in `ENGINES`; None: `graph` on CUDA, `native` on an x86 CPU, else `static` (`rolling` for a `DiT` with other actions)
     dtype=None
 ):                      # (name, engine)
     "An engine for this model on its device."
@@ -250,7 +251,7 @@ def start_engine(
         try: return 'native', Native(model, dtype)
         except ValueError: pass                     # a shape that it does not know
         except RuntimeError as e: warnings.warn(f'{e}; this world takes engine "static", at a third of the speed')
-    name = name or ('graph' if cuda else 'static')
+    name = name or ('rolling' if type(model) is not DiT else 'graph' if cuda else 'static')
     if name not in ENGINES: raise ValueError(f'no engine "{name}"; there are {", ".join(ENGINES)}')
     if dtype and not issubclass(ENGINES[name], Ring): raise ValueError(f'engine "{name}" runs in the precision of its weights; {dtype} needs one of {", ".join(n for n, e in ENGINES.items() if issubclass(e, Ring))}')
     return name, ENGINES[name](model, dtype)
@@ -271,10 +272,10 @@ class World:
         shift=3.,               # of the time grid
         seed=0,
         device=None,            # None: CUDA where there is one
-        engine=None,            # a name in `ENGINES`; None: the fastest that this device can start at once
+        engine=None,            # a name in `ENGINES`; None: `graph` on CUDA, `native` on an x86 CPU, else `static`
         dtype=None              # torch.bfloat16: passes and decoding in half precision (engines from `ring` up)
     ):
-        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device = torch.device(device or ('cuda' if torch.cuda.is_available() and engine != 'native' else 'cpu'))
         if device.type == 'cuda' and not torch.cuda.is_available(): raise ValueError('device "cuda" asked for, but PyTorch finds no CUDA GPU here; use "cpu" or leave it out')
         if sampler not in SAMPLERS: raise ValueError(f'no sampler "{sampler}"; there are {", ".join(SAMPLERS)}')
         if not 0 <= context_noise < 1: raise ValueError(f'context_noise is a level in [0, 1), not {context_noise}')
@@ -396,12 +397,13 @@ def stream(self:World,
             if made: side.wait_event(made)
             return self.decode(z)
     cores = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:       # the decoder gets one core, and does not fight for the others
-        for z in map(self.step_latent, actions):
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:       # the decoder gets one core, and does not fight for the others
+            for z in map(self.step_latent, actions):
+                if last: yield last.result()
+                last = pool.submit(decode, z, side and torch.cuda.current_stream(self.device).record_event())
             if last: yield last.result()
-            last = pool.submit(decode, z, side and torch.cuda.current_stream(self.device).record_event())
-        if last: yield last.result()
-    torch.set_num_threads(cores)        # of threads to come
+    finally: torch.set_num_threads(cores)       # of threads to come
 
 # %% ../nbs/06_streaming.ipynb #04b0c323
 def rollout(

@@ -50,6 +50,7 @@ def test_mistakes_in_the_arguments(tmp_path, capsys):
     f('play', '--data', tmp_path/'nowhere', says='no such folder of video')
     f('play', '--steps', 0, says='at least 1 is needed')
     f('play', '--engine', 'warp', says='no engine "warp"')
+    f('play', '--engine', 'static+fp4', says='after + comes bf16')
     f('play', '--frames', -5, says='at least 1')
     f('play', '--frames', 0, says='at least 1')
     f('play', '--clip', 99, says='held-out episodes, 0..')
@@ -137,9 +138,10 @@ def test_keys_in_a_real_terminal(tmp_path):
     assert os.waitpid(pid, 0)[1] == 0 and video_info(tmp_path/'k.mp4')[0] > 2
 
 def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys):
-    code, out, err = run(capsys, 'evaluate', '--quick', '--out', tmp_path/'r.json', '--leaderboard', tmp_path/'board.json', '--name', 'shipped'); assert code == 0, err
+    code, out, err = run(capsys, 'evaluate', '--quick', '--engine', 'native+bf16', '--out', tmp_path/'r.json', '--leaderboard', tmp_path/'board.json', '--name', 'shipped'); assert code == 0, err
     r, board = json.loads((tmp_path/'r.json').read_text()), json.loads((tmp_path/'board.json').read_text())
     assert r['quality']['recorded']['psnr']['mean'][0] == 60 and 'counterfactual' in out
+    assert r['world']['engine'] == 'native bfloat16' and '--engine native+bf16' in board[0]['command']
     assert [x['world'] for x in board] == ['shipped'] and board[0]['data'] == VideoFolder(DATA, 'test').hash() and (tmp_path/'r.png').exists()
     e = lambda *a, says: fails(capsys, tmp_path, 'evaluate', *a, says=says)
     e('--out', tmp_path/'r.json', says='give another name'); e('--out', tmp_path/'r.txt', says='name it .json')
