@@ -172,9 +172,10 @@ static inline void turn(const float *z, const float *co, const float *si, int t,
 
 # %% ../nbs/06b_kernel.ipynb #751308df
 PASS = r'''
-extern "C" void run(const Net *net, int frames, int threads, const float *x, const float *six, const float *two,
-                    const float *co, const float *si, const int64_t *slot, const float *mask, float *v) {
+extern "C" int run(const Net *net, int frames, int threads, const float *x, const float *six, const float *two,
+                    const float *co, const float *si, const float *mask, const int64_t *slot, float *v) {
     const Net n = *net; const int R = frames * N; float *h = n.h; num *y = n.y, *q = n.hidden;
+    for (int r = 0; r < R; r++) if (slot[r] < 0 || slot[r] >= SLOTS * N) return 1;
     auto add = [&](int r, int j, const float *gate, vec a) { at(h + r * D + j) += at(gate + j) * a; };
     #pragma omp parallel num_threads(threads)
     {
@@ -209,6 +210,7 @@ extern "C" void run(const Net *net, int frames, int threads, const float *x, con
     for (int r = 0; r < R; r++) layer_norm(h + r * D, two + r / N * 2 * D, y + r * D);
     product<ROWS>(y, R, D, n.out, P, [&](int r, int j, vec a) { for (int i = 0; i < W; i++) v[r / N * N * P + n.place[r % N * P + j + i]] = a[i] + n.bias_out[j + i]; });
     }
+    return 0;
 }
 '''
 
@@ -231,7 +233,7 @@ class Kernel:
         sizes = dict(D=c.d, LAYERS=c.layers, HEADS=c.heads, HIDDEN=hidden, N=n, SLOTS=c.window + 1, P=p, ROWS=_divisor(n, 24 if width == 16 else 12), FEW=_divisor(n, 8))      # AVX-512 has 32 registers, AVX2 16
         head = f'#define W {width}\n' + ''.join(f'const int {k} = {v};\n' for k, v in sizes.items())
         source = head + VECTORS + (FLOAT32 if dtype == torch.float32 else BFLOAT16) + PANEL + EXP + ATTEND + NORMS + TURN + PASS
-        self.call = compile_cpp(source).run; self.call.restype = None
+        self.call = compile_cpp(source).run
         self.cfg, self.most = c, c.d // width       # more threads than panels would only wait
         rows, many = (c.window + 1) * n, lambda k, dtype=dtype: torch.zeros(k, dtype=dtype)
         self.places = -(-rows // 16) * 16           # whole panels: a few that no frame uses
@@ -251,10 +253,10 @@ class Kernel:
         mask            # what a frame may see: [f, `places`], 0 or -inf
     ):                  # velocity [1, f, c, h, w]
         f, c = x.shape[1], self.cfg; rows, half = f * c.tokens, c.d // c.heads // 2
-        want = (1, f, c.latents, *c.grid), (c.layers, 1, f, 1, 6 * c.d), (1, f, 1, 2 * c.d), (rows, half), (rows, half), (rows,), (f, self.places)
-        for name, t, shape in zip(('x', 'sixes', 'two', 'cos', 'sin', 'slot', 'mask'), (x, sixes, two, cos, sin, slot, mask), want):
+        want = (1, f, c.latents, *c.grid), (c.layers, 1, f, 1, 6 * c.d), (1, f, 1, 2 * c.d), (rows, half), (rows, half), (f, self.places), (rows,)
+        given = *(t.float().contiguous() for t in (x, sixes, two, cos, sin, mask)), slot.long().contiguous(); v = torch.empty_like(given[0])
+        for name, t, shape in zip(('x', 'sixes', 'two', 'cos', 'sin', 'mask', 'slot'), given, want):
             if t.shape != shape: raise ValueError(f'the kernel wants {name} of {list(shape)} for {f} frames, not {list(t.shape)}')
-        if f > c.window + 1 or slot.dtype != torch.int64 or slot.min() < 0 or slot.max() >= self.places: raise ValueError(f'the ring has {c.window + 1} slots, {self.places} places: {f} frames, {slot.dtype} {slot.tolist()} do not fit')
-        args = [*(t.float().contiguous() for t in (x, sixes, two, cos, sin)), slot.contiguous(), mask.float().contiguous()]; v = torch.empty_like(args[0])
-        self.call(self.net, f, min(self.most, torch.get_num_threads()), *(ctypes.c_void_p(t.data_ptr()) for t in (*args, v)))
+        if f > c.window + 1 or self.call(self.net, f, min(self.most, torch.get_num_threads()), *(ctypes.c_void_p(t.data_ptr()) for t in (*given, v))):
+            raise ValueError(f'{f} frames at places {given[-1].tolist()} do not fit into a ring of {c.window + 1} slots')
         return v.to(x.dtype)
