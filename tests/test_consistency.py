@@ -95,7 +95,9 @@ def test_command_distils_a_playable_world_and_refuses_others(tmp_path, videos, c
     teacher(tmp_path/'teacher', replace(TINY, layers=8))
     args = ['distill', 'consistency', '--teacher', str(tmp_path/'teacher'), '--data', str(videos.folder), '--out', str(tmp_path/'run'), '--steps', '2', '--batch', '2', '--clips', '1', '--float32']
     assert main(args) == 0
-    w = World.load(tmp_path/'run'/'final', device='cpu'); assert w.sampler == 'consistency' and w.steps in (4, 2, 1)
+    info = json.loads((tmp_path/'run'/'final'/'world.json').read_text()); tried, chosen = info['sampling_trial'], info['sampling']
+    w = World.load(tmp_path/'run'/'final', device='cpu'); assert w.sampler == 'consistency' and w.steps == chosen['steps'] and {t['steps'] for t in tried} == {4, 2, 1}
+    assert any(t['psnr'] == max(x['psnr'] for x in tried if x['context_noise'] == chosen['context_noise']) and t['steps'] == w.steps for t in tried)      # the best of what was tried
     w.reset(videos.clip(0, 0, 8)); assert w.step(1).shape == (48, 80, 3)
     assert main(args) == 2 and 'already holds a run' in capsys.readouterr().err
     assert main(args[:-1] + ['--compile']) == 2 and 'leave it out' in capsys.readouterr().err
