@@ -78,7 +78,7 @@ class Rolling(Recompute):
 class RingCache:
     "Keys and values at fixed addresses: frame i is in slot i % (window + 1). Stands in for a `KVCache` in `Attention`."
     def __init__(self, cfg, n, like):       # `DiTConfig`, tokens a frame, a tensor of the wanted kind
-        self.window, self.n, self.slots, self.next = cfg.window, n, cfg.window + 1, 0
+        self.window, self.n, self.slots, self.next, self.like = cfg.window, n, cfg.window + 1, 0, like
         self.kv, self.known = [like.new_zeros(2, 1, cfg.heads, self.slots * n, cfg.d // cfg.heads).unbind() for _ in range(cfg.layers)], {}
 
     def seek(self, f):
@@ -92,7 +92,7 @@ class RingCache:
         held = last - (last - torch.arange(self.slots)) % self.slots           # the frame in each slot; negative: none yet
         seen = (held <= i[:, None]) & (held > i[:, None] - self.window) & (held >= 0)
         mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).repeat_interleave(self.n, 1)
-        return ((i % self.slots)[:, None] * self.n + torch.arange(self.n)).flatten().to(self.kv[0][0].device), mask.to(self.kv[0][0])
+        return ((i % self.slots)[:, None] * self.n + torch.arange(self.n)).flatten().to(self.like.device), mask.to(self.like)
 
     def join(self, layer, k, v):
         "Put these into `rows` and give all there is."
@@ -107,7 +107,7 @@ class Ring(Rolling):
         super().__init__(model)
         self.fast = model if dtype in (None, model.patch_in.weight.dtype) else copy.deepcopy(model).to(dtype)      # what the passes run in
         self.cache = RingCache(model.cfg, model.cfg.tokens, self.fast.patch_in.weight)
-        self.like, self.place = self.cache.kv[0][0], None       # precision and device of the passes; what `where` is for
+        self.like, self.place = self.cache.like, None       # precision and device of the passes; what `where` is for
 
     def start(self): self.cache.next = 0
 
