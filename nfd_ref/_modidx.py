@@ -127,6 +127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'nfd_ref.play.raw_keys': ('play.html#raw_keys', 'nfd_ref/play.py'),
                               'nfd_ref.play.sticky_trace': ('play.html#sticky_trace', 'nfd_ref/play.py'),
                               'nfd_ref.play.stream': ('play.html#stream', 'nfd_ref/play.py'),
+                              'nfd_ref.play.stroll': ('play.html#stroll', 'nfd_ref/play.py'),
                               'nfd_ref.play.write_gif': ('play.html#write_gif', 'nfd_ref/play.py')},
             'nfd_ref.speed': { 'nfd_ref.speed.bench': ('speed.html#bench', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.card': ('speed.html#card', 'nfd_ref/speed.py'),

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
-WORLD, DATA, BRANCHES, IDM = (HERE/'data'/d for d in ('world', 'my_way_home', 'branches', 'idm'))
+WORLD, PLAYED, DATA, BRANCHES, IDM = (HERE/'data'/d for d in ('world', 'distilled', 'my_way_home', 'branches', 'idm'))
 
 def train_flags(p):
     p.add_argument('--data', required=True, type=Path, help='a folder of video (see data/README.md)')
@@ -25,13 +25,13 @@ def parser():
     p = argparse.ArgumentParser('nfd-ref', description='Next-Frame Diffusion: record a game, train a network to be that game, play it.', epilog='A command with --help says more, for instance: nfd-ref play --help')
     s = p.add_subparsers(dest='command', metavar='COMMAND')
     c = s.add_parser('play', help='play a trained world: writes an mp4, prints the speed', description='Start from a held-out clip and stream frames under a trace of actions, or under your keys.')
-    c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
+    c.add_argument('world', nargs='?', type=Path, default=PLAYED, help='folder of a world (the shipped student)')
     c.add_argument('--data', type=Path, default=DATA, help='video folder to start from (the shipped one)')
     c.add_argument('--clip', type=int, help='which held-out episode to start from (0; in the shipped set one with a view)')
     c.add_argument('--start', type=int, help='frame of it to start at (0)')
-    c.add_argument('--actions', help='a trace, such as "forward*20, turn left*15"; without it a made-up player plays')
+    c.add_argument('--actions', help='a trace, such as "forward*20, turn left*15"; without it, a walk of 240 frames')
     c.add_argument('--keys', action='store_true', help='play with the keys, in this terminal')
-    c.add_argument('--frames', type=int, help='how many frames (240, or as long as the trace)')
+    c.add_argument('--frames', type=int, help='how many frames: the trace is cut, or repeated (as long as the trace)')
     c.add_argument('--steps', type=int, help='denoising steps a frame')
     c.add_argument('--seed', type=int, default=0, help='of the noise and of the made-up player (%(default)s)')
     c.add_argument('--device', help='cpu or cuda (cuda where there is one)')
@@ -93,7 +93,7 @@ def parser():
 
 def cmd_play(a):
     import numpy as np, torch
-    from nfd_ref.play import parse_actions, play, play_keys, sticky_trace
+    from nfd_ref.play import parse_actions, play, play_keys, stroll
     from nfd_ref.streaming import World
     from nfd_ref.video import VideoFolder, write_video
     if a.frames is not None and a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
@@ -106,7 +106,7 @@ def cmd_play(a):
         frames, _ = play_keys(world, clip, a.frames)
         if len(frames): write_video(a.out, frames, world.fps)
         return print(f'{len(frames)} frames -> {a.out}')
-    actions = parse_actions(a.actions, world.space) if a.actions else sticky_trace(world.space, a.frames or 240, a.seed)
+    actions = parse_actions(a.actions, world.space) if a.actions else stroll(world.space, a.seed)
     if a.frames: actions = np.resize(actions, (a.frames, actions.shape[1]))     # cut, or repeated
     _, r = play(world, clip, actions, [a.out] + ([a.gif] if a.gif else []))
     r |= dict(width=world.size[1], height=world.size[0], steps=world.steps, sampler=world.sampler, device=torch.cuda.get_device_name(world.device) if world.device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads')

@@ -27,7 +27,7 @@ def test_help_reads_well():
     for c in (['play'], ['record'], ['train', 'world'], ['train', 'tokenizer'], ['train', 'idm'], ['distill', 'consistency'], ['bench'], ['branches'], ['release'], ['evaluate'], ['build'], ['lab']):
         assert subprocess.run([Path(sys.executable).with_name('nfd-ref'), *c, '--help'], capture_output=True).returncode == 0
 
-@pytest.mark.parametrize('world, how', [('world', '4 euler steps'), ('distilled', '1 consistency steps')])
+@pytest.mark.parametrize('world, how', [('world', '4 euler steps'), ('distilled', '2 consistency steps')])
 def test_play_writes_what_it_made_and_says_how_fast(tmp_path, capsys, world, how):
     code, out, _ = run(capsys, 'play', WORLD.parent/world, '--frames', 30, '--out', tmp_path/'a.mp4', '--gif', tmp_path/'a.gif')
     assert code == 0 and files(tmp_path) == ['a.gif', 'a.mp4'] and video_info(tmp_path/'a.mp4')[0] == 30
