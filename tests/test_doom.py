@@ -1,0 +1,125 @@
+"What is too long for notebook 00b: many workers, killed recordings, the shipped set once more."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nfd_ref.doom import Recorder, doom_game, play_doom, record, recorder_of
+from nfd_ref.video import VideoFolder
+from test_video import ROOT, SHIPPED
+
+SHORT = Recorder(length=60)
+PLAN = dict(episodes=6, test=2, seed=3)
+
+CODE = '''
+from nfd_ref.doom import Recorder, record
+if __name__ == '__main__':
+    record({folder!r}, Recorder(length=60), episodes=6, test=2, seed=3, workers=1)
+'''
+
+def parent(pid):
+    "Of a process (Linux); None where it has ended."
+    try:
+        stat = Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return None
+    return int(stat.rsplit(')', 1)[1].split()[1])
+
+def descendants(pid):
+    "This process and all below it, parents first."
+    found = [pid]
+    everyone = [int(path.name) for path in Path('/proc').glob('[0-9]*')]
+    for child in everyone:
+        if parent(child) == pid: found += descendants(child)
+    return found
+
+def kill_all(pid):
+    "Kill a recording, all but Python's own cleaner, which removes the semaphores."
+    for each in descendants(pid):
+        if b'resource_tracker' in Path(f'/proc/{each}/cmdline').read_bytes(): continue
+        os.kill(each, signal.SIGKILL)
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path):
+    pytest.importorskip('vizdoom')
+    sets = [record(tmp_path/f'{workers}', SHORT, **PLAN, workers=workers) for workers in (1, 2, 3)]
+    assert len({videos.hash() for videos in sets}) == 1
+    assert record(tmp_path/'1', SHORT, **PLAN).hash() == sets[0].hash()
+    other = record(tmp_path/'other', SHORT, **(PLAN | dict(seed=4)))
+    assert other.hash() != sets[0].hash()
+
+@pytest.mark.slow
+def test_killed_recording_goes_on(tmp_path):
+    pytest.importorskip('vizdoom')
+    def shared(): return set(Path('/dev/shm').glob('ViZDoom*'))
+    before = shared()
+    code = CODE.format(folder=str(tmp_path/'a'))
+    p = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    started = time.time()
+    while not list((tmp_path/'a').glob('ep_*.npz')) and time.time() - started < 120:
+        time.sleep(.01)
+    kill_all(p.pid)
+    p.wait()
+    for path in shared() - before: path.unlink()        # what a killed engine cannot tidy
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path/'a').glob('ep_*.npz')}
+    done = written()
+    assert 0 < len(done) < 6, 'killed too late to test anything'
+    (tmp_path/'a'/'.ep_00005.1.part.mp4').write_bytes(b'half')
+    videos = record(tmp_path/'a', SHORT, **PLAN, workers=2)
+    assert written() | done == written()                # what was whole is kept
+    assert not list((tmp_path/'a').glob('.*')) and len(videos) == 6
+    assert videos.hash() == record(tmp_path/'b', SHORT, **PLAN, workers=1).hash()
+
+def test_shipped_set_can_be_played_again():
+    vizdoom = pytest.importorskip('vizdoom')
+    videos = VideoFolder(SHIPPED)
+    if vizdoom.__version__ != videos.info.recorder['vizdoom']:
+        pytest.skip('another version of ViZDoom')
+    rec, seed = recorder_of(videos)
+    assert (rec.crf, rec.length, seed) == (18, 600, 0)
+    game = doom_game(rec)
+    for e in (1, 2, 7):         # short ones
+        stored = videos.clip(e)
+        played = play_doom(game, rec, e)
+        np.testing.assert_array_equal(stored.actions, played.actions)
+        np.testing.assert_array_equal(stored.pose, played.pose)
+        error = ((stored.frames.astype(float) - played.frames)**2).mean()
+        assert 10 * np.log10(255**2 / error) > 30
+    game.close()
+
+@pytest.mark.slow
+def test_shipped_episode_is_recorded_again_to_the_byte(tmp_path):
+    vizdoom = pytest.importorskip('vizdoom')
+    videos = VideoFolder(SHIPPED)
+    if vizdoom.__version__ != videos.info.recorder['vizdoom']:
+        pytest.skip('another version of ViZDoom')
+    rec, seed = recorder_of(videos)
+    record(tmp_path/'a', rec, episodes=2, test=1, seed=seed, workers=1)
+    for name in ('ep_00000.npz', 'ep_00001.npz', 'ep_00001.mp4'):
+        assert (tmp_path/'a'/name).read_bytes() == (SHIPPED/name).read_bytes(), name
+
+WITHOUT = '''
+import sys
+sys.modules['vizdoom'] = None
+from nfd_ref.doom import Recorder, doom_game, record
+def game(): doom_game(Recorder())
+def recording(): record({folder!r})
+for action in (game, recording):
+    try:
+        action()
+    except ImportError as e:
+        print(e)
+'''
+
+def test_recording_without_vizdoom_says_so(tmp_path):
+    code = WITHOUT.format(folder=str(tmp_path/'x'))
+    p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                       check=True)
+    assert p.stdout.count('pip install "nfd_ref[record]"') == 2 and not (tmp_path/'x').exists()
