@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['attend_slow', 'frame_mask', 'block_causal_mask', 'attend', 'attend_flex', 'rope', 'rope_angles', 'Attention',
-           'KVCache']
+           'KVCache', 'CacheView']
 
 # %% ../nbs/02_attention.ipynb #773c9665
 import torch
@@ -17,49 +17,64 @@ def attend_slow(
     mask=None       # bool [q, kv], True: may look
 ):                  # [b, heads, q, dim]
     "softmax(q k' / sqrt(dim)) v, written out: the oracle for every faster version."
-    s = q @ k.mT / q.shape[-1] ** .5
-    if mask is not None: s = s.masked_fill(~mask, float('-inf'))
-    return s.softmax(-1) @ v
+    scores = q @ k.mT / q.shape[-1] ** .5
+    if mask is not None: scores = scores.masked_fill(~mask, float('-inf'))
+    return scores.softmax(-1) @ v
 
 # %% ../nbs/02_attention.ipynb #874cc88b
 def frame_mask(
-    fq,             # frame of each query, int [q]
-    fk,             # frame of each key, int [kv]
-    k=1,            # frames per chunk; bidirectional inside a chunk, causal between chunks
-    window=None     # how many frames a query's chunk sees, itself included; a multiple of `k`. None: all
+    queries,        # frame of each query, int [q]
+    keys,           # frame of each key, int [kv]
+    chunk=1,        # frames per chunk; free inside a chunk, causal between chunks
+    window=None     # frames that a query's chunk sees, itself included; whole chunks. None: all
 ):                  # bool [q, kv], True where query may look at key
-    "Block-causal visibility of frames (NFD; CausVid Eq. 5 for `k` > 1): `fk//k <= fq//k`, and no further back than `window`."
-    if window is not None and (window < k or window % k): raise ValueError(f'a window of {window} frames does not hold whole chunks of {k}')
-    ago = (fq // k)[:, None] - (fk // k)[None, :]     # chunks back
-    return (ago >= 0) if window is None else (ago >= 0) & (ago * k < window)
+    "Block-causal visibility of frames (NFD; CausVid Eq. 5 for `chunk` > 1)."
+    if window is not None and (window < chunk or window % chunk):
+        raise ValueError(f'a window of {window} frames does not hold whole chunks of {chunk}')
+    ago = (queries // chunk)[:, None] - (keys // chunk)[None, :]     # chunks back
+    visible = ago >= 0
+    if window is not None: visible &= ago * chunk < window
+    return visible
 
 # %% ../nbs/02_attention.ipynb #192bc996
 def block_causal_mask(
     f,              # frames
     n,              # tokens per frame
-    k=1, window=None,
-    past=0          # frames that are only looked at: queries are the frames `past..past+f`; whole chunks
+    chunk=1,        # frames per chunk
+    window=None,    # frames that are seen, the own chunk included. None: all
+    past=0          # frames before these that are only looked at; whole chunks
 ):                  # bool [f*n, (past+f)*n]
     "The mask of `f` frames of `n` tokens behind `past` cached ones."
-    if past % k: raise ValueError(f'{past} cached frames are not whole chunks of {k}')
+    if past % chunk: raise ValueError(f'{past} cached frames are not whole chunks of {chunk}')
     frame = torch.arange(past + f).repeat_interleave(n)
-    return frame_mask(frame[past * n:], frame, k, window)
+    return frame_mask(frame[past * n:], frame, chunk, window)
 
 # %% ../nbs/02_attention.ipynb #42a050bd
 def attend(q, k, v, mask=None):
-    "The same through `scaled_dot_product_attention`, which chooses a fused kernel."
+    "`attend_slow` through `scaled_dot_product_attention`, which chooses a fused kernel."
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 # %% ../nbs/02_attention.ipynb #42af415b
-def attend_flex(q, k, v, n, chunk=1, window=None, block_size=128):
-    "The same through FlexAttention: the mask is a function of positions and whole blocks of it are skipped. `n` tokens per frame; queries are the last ones."
+def attend_flex(
+    q, k, v,        # [b, heads, q or kv, dim]; the queries are the last ones of the keys' list
+    n,              # tokens per frame
+    chunk=1,        # frames per chunk
+    window=None,    # frames that are seen, the own chunk included. None: all
+    block_size=128  # pairs are skipped in squares of this many tokens
+):                  # [b, heads, q, dim]
+    "`attend_slow` through FlexAttention: the mask is a function, whole blocks of it are skipped."
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-    off = k.shape[-2] - q.shape[-2]
-    if off % (n * chunk): raise ValueError(f'{off} cached tokens are not whole chunks of {chunk} frames of {n}')
-    def see(b, h, i, j):
-        ago = (i + off) // n // chunk - j // n // chunk
+    past = k.shape[-2] - q.shape[-2]
+    if past % (n * chunk):
+        raise ValueError(f'{past} cached tokens are not whole chunks of {chunk} frames of {n}')
+
+    def may_look(batch, head, query, key):
+        ago = (query + past) // n // chunk - key // n // chunk
         return (ago >= 0) if window is None else (ago >= 0) & (ago * chunk < window)
-    return flex_attention(q, k, v, block_mask=create_block_mask(see, None, None, q.shape[-2], k.shape[-2], device=q.device, BLOCK_SIZE=block_size))
+
+    blocks = create_block_mask(may_look, None, None, q.shape[-2], k.shape[-2],
+                               device=q.device, BLOCK_SIZE=block_size)
+    return flex_attention(q, k, v, block_mask=blocks)
 
 # %% ../nbs/02_attention.ipynb #f91b62a7
 def rope(
@@ -67,8 +82,8 @@ def rope(
     cos, sin        # [n, dim/2]
 ):                  # same as x
     "Turn the pairs (x[i], x[i + dim/2]) by their angles (Su et al. 2021)."
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    real, imag = x.chunk(2, -1)
+    return torch.cat([real * cos - imag * sin, imag * cos + real * sin], -1)
 
 # %% ../nbs/02_attention.ipynb #45a9d7aa
 def rope_angles(
@@ -77,56 +92,95 @@ def rope_angles(
     dims,           # channels of a head for (time, height, width); each even
     theta=256.      # wavelengths run from 2*pi positions towards 2*pi*theta
 ):                  # float64 [f*h*w, sum(dims)/2]
-    "Rotation angles of 3-D RoPE (HunyuanVideo's split; theta as in LIVE's code): each axis turns its own share of the channels."
-    if any(d % 2 for d in dims): raise ValueError(f'RoPE turns pairs of channels: {dims} must all be even')
-    freq = [theta ** -(torch.arange(0, d, 2, dtype=torch.float64) / d) for d in dims]
-    axes = [torch.as_tensor(frames, dtype=torch.float64), torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64)]
-    grid = torch.meshgrid(*axes, indexing='ij')
-    return torch.cat([g.flatten()[:, None] * fr for g, fr in zip(grid, freq)], -1)
+    "Rotation angles of 3-D RoPE (split as in HunyuanVideo, theta as in LIVE's code)."
+    if any(dim % 2 for dim in dims):
+        raise ValueError(f'RoPE turns pairs of channels: {dims} must all be even')
+    places = torch.meshgrid(
+        torch.as_tensor(frames, dtype=torch.float64),
+        torch.arange(h, dtype=torch.float64),
+        torch.arange(w, dtype=torch.float64),
+        indexing='ij',
+    )
+    angles = []
+    for place, dim in zip(places, dims):
+        frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angles.append(place.flatten()[:, None] * frequencies)
+    return torch.cat(angles, -1)
 
 # %% ../nbs/02_attention.ipynb #14b2215a
 class Attention(nn.Module):
     "Multi-head self-attention over the tokens of a video, 3-D RoPE inside: [b, n, d] -> [b, n, d]."
-    def __init__(self, d, heads, qk_norm=False):
+    def __init__(self,
+        d,              # width
+        heads,
+        qk_norm=False   # RMSNorm on queries and keys
+    ):
         super().__init__()
         self.heads = heads
-        self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
-        self.qn, self.kn = (nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)) if qk_norm else (nn.Identity(), nn.Identity())
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.qn = nn.RMSNorm(d, eps=1e-6) if qk_norm else nn.Identity()
+        self.kn = nn.RMSNorm(d, eps=1e-6) if qk_norm else nn.Identity()
+
+    def split(self, x):
+        "[b, n, d] -> [b, heads, n, dim]."
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self,
         x,              # [b, n, d]
         turn,           # (cos, sin) of the tokens' positions, [n, d/heads/2] each
-        mask=None,      # bool [n, kv]
-        cache=None,     # a `KVCache` to look back at
-        layer=0,        # this layer's name in the cache
-        write=0,        # tokens per frame, to write these frames into the cache; 0: only look
-        keep=None       # write only so many of these tokens, the first ones; None: all
-    ):
+        mask=None,      # bool [n, kv], True: may look. None: everything may
+        past=None       # one view of a cache: `past.join(k, v)` puts what came before in front
+    ):                  # [b, n, d]
         q, k, v = self.qkv(x).chunk(3, -1)
-        q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (self.qn(q), self.kn(k), v))
-        q, k = rope(q, *turn), rope(k, *turn)
-        if cache is not None:
-            past = cache.join(layer, k, v)
-            if write: cache.write(layer, k[:, :, :keep], v[:, :, :keep], write)
-            k, v = past
+        q = rope(self.split(self.qn(q)), *turn)
+        k = rope(self.split(self.kn(k)), *turn)
+        v = self.split(v)
+        if past is not None: k, v = past.join(k, v)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 # %% ../nbs/02_attention.ipynb #388cf7ca
 class KVCache:
-    "Keys and values of the last `frames` frames, per layer. Keys are stored already turned, at the absolute position of their frame."
+    """Keys and values of the last `frames` frames, per layer.
+    Keys are stored already turned, at the absolute position of their frame."""
     def __init__(self,
         frames          # how many are kept: the window less the frame (or chunk) being made
     ):
-        self.frames, self.next, self.layers = frames, 0, {}   # next: absolute position of the frame to come
+        self.frames = frames
+        self.next = 0       # absolute position of the frame to come
+        self.layers = {}    # layer: (keys, values), [b, heads, tokens, dim] each
 
     def __len__(self): return min(self.next, self.frames)
 
-    def join(self, layer, k, v):
-        "Cached keys and values followed by these: [b, heads, kv, dim] each."
-        if layer not in self.layers: return k, v
-        ck, cv = self.layers[layer]
-        return torch.cat([ck, k], 2), torch.cat([cv, v], 2)
+    def view(self,
+        layer,          # whose keys and values
+        tokens,         # per frame
+        write=0         # so many of the frames to come, the first ones, are kept. 0: only look
+    ):
+        "The cache as one layer sees it in one pass."
+        return CacheView(self, layer, tokens, write)
 
-    def write(self, layer, k, v, n):
-        "Keep these, of `n` tokens per frame, and drop what left the window."
-        self.layers[layer] = tuple(x[:, :, -self.frames * n:] if self.frames else x[:, :, :0] for x in self.join(layer, k, v))
+class CacheView:
+    "One layer's side of a `KVCache` in one pass."
+    def __init__(self, cache, layer, tokens, write):
+        self.cache = cache
+        self.layer = layer
+        self.tokens = tokens
+        self.write = write
+
+    def join(self,
+        k, v            # of the frames of this pass, [b, heads, f*n, dim]
+    ):                  # what is cached followed by these: keys, values
+        """Put the past in front. Keep the first `write` frames of these, and let go what thereby
+        leaves the window."""
+        new = k.shape[2]
+        held = self.cache.layers.get(self.layer)
+        if held is not None:
+            k = torch.cat([held[0], k], 2)
+            v = torch.cat([held[1], v], 2)
+
+        if self.write:
+            last = k.shape[2] - new + self.write * self.tokens
+            first = max(0, last - self.cache.frames * self.tokens)
+            self.cache.layers[self.layer] = (k[:, :, first:last], v[:, :, first:last])
+        return k, v

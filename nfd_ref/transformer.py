@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['paper', 'DITS', 'DiTConfig', 'sinusoid', 'ActionEmbedding', 'SwiGLU', 'modulate', 'zero_linear', 'Block', 'patchify',
-           'unpatchify', 'DiT', 'CrossBlock', 'CrossAttentionDiT', 'InContextDiT']
+           'unpatchify', 'DiT', 'CrossBlock', 'CrossAttentionDiT', 'InContextDiT', 'look_back', 'present_mask',
+           'present']
 
 # %% ../nbs/03_transformer.ipynb #f8c50028
 import math
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
-from .attention import Attention, KVCache, block_causal_mask, rope_angles
+from .attention import Attention, KVCache, block_causal_mask, frame_mask, rope_angles
 
 # %% ../nbs/03_transformer.ipynb #2a0bd1f6
 @dataclass
@@ -27,124 +28,164 @@ class DiTConfig:
     grid: tuple = (6, 10)           # latent grid (h, w)
     patch: int = 2                  # latents folded into a token, each way
     window: int = 16                # frames a token sees, its own included
-    actions: tuple = (9,)
-    qk_norm: bool = False
+    actions: tuple = (9,)           # choices of each action field
+    qk_norm: bool = False           # RMSNorm on queries and keys
 
     def __post_init__(self):
-        self.rope, self.grid, self.actions = tuple(self.rope), tuple(self.grid), tuple(self.actions)
-        if sum(self.rope) * self.heads != self.d: raise ValueError(f'rope {self.rope} times {self.heads} heads must make the width {self.d}')
-        if any(g % self.patch for g in self.grid): raise ValueError(f'a latent grid of {self.grid} cannot be cut into patches of {self.patch}')
-        if self.window < 1: raise ValueError(f'a window of {self.window} frames: a frame must at least see itself')
+        self.rope = tuple(self.rope)
+        self.grid = tuple(self.grid)
+        self.actions = tuple(self.actions)
+        if sum(self.rope) * self.heads != self.d:
+            raise ValueError(f'rope {self.rope} times {self.heads} heads must make '
+                             f'the width {self.d}')
+        if any(side % self.patch for side in self.grid):
+            raise ValueError(f'a latent grid of {self.grid} cannot be cut into '
+                             f'patches of {self.patch}')
+        if self.window < 1:
+            raise ValueError(f'a window of {self.window} frames: a frame must at least see itself')
 
     @property
-    def tokens(self): return self.grid[0] * self.grid[1] // self.patch**2   # per frame
+    def tokens(self):
+        "Tokens per frame."
+        return self.grid[0] * self.grid[1] // self.patch**2
 
 # %% ../nbs/03_transformer.ipynb #85b2b033
-paper = dict(latents=16, grid=(14, 24), window=32, actions=(21, 21, 10, 3, 3, 3, 3, 2, 3))
-DITS = dict(
+paper = dict(                       # what the three sizes of the paper share
+    latents=16,
+    grid=(14, 24),
+    window=32,
+    actions=(21, 21, 10, 3, 3, 3, 3, 2, 3),
+)
+DITS = dict(                        # presets by name
     small=DiTConfig(),
-    nfd_130m=DiTConfig(768, 12, 12, **paper), nfd_310m=DiTConfig(1024, 16, 16, **paper), nfd_774m=DiTConfig(1536, 18, 24, **paper))
+    nfd_130m=DiTConfig(d=768, layers=12, heads=12, **paper),
+    nfd_310m=DiTConfig(d=1024, layers=16, heads=16, **paper),
+    nfd_774m=DiTConfig(d=1536, layers=18, heads=24, **paper),
+)
 
 # %% ../nbs/03_transformer.ipynb #f985d552
 def sinusoid(
-    t,              # any shape
-    dim=256
+    t,              # noise levels, any shape
+    dim=256         # channels
 ):                  # [*t.shape, dim]
     "cos and sin of 1000 t at `dim/2` frequencies, 1 down to 1/10000 (Vaswani et al. 2017)."
-    freq = torch.exp(-math.log(10000.) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2))
-    a = 1000. * t.float()[..., None] * freq
-    return torch.cat([a.cos(), a.sin()], -1)
+    half = dim // 2
+    steps = torch.arange(half, device=t.device, dtype=torch.float32)
+    frequencies = torch.exp(-math.log(10000.) * steps / half)
+    angles = 1000. * t.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 # %% ../nbs/03_transformer.ipynb #2374152b
 class ActionEmbedding(nn.Module):
-    "One linear layer on the one-hot fields, as one table row per choice; the last row of each field is `NULL` (-1)."
-    def __init__(self, sizes, d):
+    """One linear layer on the one-hot fields, as one table row per choice.
+    The last row of each field is `NULL` (-1)."""
+    def __init__(self,
+        sizes,          # choices of each field, [k]
+        d               # width
+    ):
         super().__init__()
         self.sizes = sizes
-        self.table = nn.Embedding(sum(s + 1 for s in sizes), d)
-        first = [sum(s + 1 for s in sizes[:i]) for i in range(len(sizes))]       # row where each field begins
+        rows = [size + 1 for size in sizes]
+        first = [sum(rows[:i]) for i in range(len(rows))]       # row where each field begins
+        self.table = nn.Embedding(sum(rows), d)
         self.register_buffer('first', torch.tensor(first), persistent=False)
         self.register_buffer('null', torch.tensor(sizes), persistent=False)
         nn.init.normal_(self.table.weight, std=.02)
 
-    def forward(self, a):
+    def forward(self, actions):
         "int [b, f, k] -> [b, f, k, d], one vector per field."
-        return self.table(torch.where(a < 0, self.null, a) + self.first)
+        return self.table(torch.where(actions < 0, self.null, actions) + self.first)
 
 # %% ../nbs/03_transformer.ipynb #9899957a
 class SwiGLU(nn.Module):
-    "(silu(x W1) * x W2) W3 (Shazeer 2020), no biases, hidden width 8d/3 rounded up to a multiple of 256 (64 below d=512)."
+    """(silu(x W1) * x W2) W3 (Shazeer 2020), without biases.
+    The hidden width is 8d/3, rounded up to a multiple of 256 (64 below d=512)."""
     def __init__(self, d):
         super().__init__()
-        m = 256 if d >= 512 else 64
-        self.hidden = math.ceil(8 * d / 3 / m) * m
-        self.up, self.down = nn.Linear(d, 2 * self.hidden, bias=False), nn.Linear(self.hidden, d, bias=False)
+        multiple = 256 if d >= 512 else 64
+        self.hidden = math.ceil(8 * d / 3 / multiple) * multiple
+        self.up = nn.Linear(d, 2 * self.hidden, bias=False)
+        self.down = nn.Linear(self.hidden, d, bias=False)
 
     def forward(self, x):
-        a, b = self.up(x).chunk(2, -1)
-        return self.down(F.silu(a) * b)
+        gate, value = self.up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)
 
 # %% ../nbs/03_transformer.ipynb #e16d959a
 def modulate(x, shift, scale): return x * (1 + scale) + shift
 
 def zero_linear(d_in, d_out):
     "A linear layer that starts at zero: the 'zero' of adaLN-zero."
-    m = nn.Linear(d_in, d_out); nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
-    return m
+    layer = nn.Linear(d_in, d_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 # %% ../nbs/03_transformer.ipynb #ab3cd62c
 class Block(nn.Module):
-    "Attention and SwiGLU, each shifted, scaled and gated by the frame's condition (adaLN-zero: Peebles & Xie 2023)."
+    """Attention and SwiGLU, each shifted, scaled and gated by the frame's condition
+    (adaLN-zero: Peebles & Xie 2023)."""
     def __init__(self, cfg):
         super().__init__()
         self.ada = zero_linear(cfg.d, 6 * cfg.d)
-        self.norm1, self.attn = nn.RMSNorm(cfg.d, eps=1e-6), Attention(cfg.d, cfg.heads, cfg.qk_norm)
-        self.norm2, self.mlp = nn.RMSNorm(cfg.d, eps=1e-6), SwiGLU(cfg.d)
+        self.norm1 = nn.RMSNorm(cfg.d, eps=1e-6)
+        self.attn = Attention(cfg.d, cfg.heads, cfg.qk_norm)
+        self.norm2 = nn.RMSNorm(cfg.d, eps=1e-6)
+        self.mlp = SwiGLU(cfg.d)
 
     def forward(self,
         x,              # tokens [b, f, n, d]
-        six,            # `ada` of the frames' conditions: shift, scale, gate, twice [b, f, 1, 6d]
-        **attn_kwargs   # for `Attention`
-    ):
-        b1, s1, g1, b2, s2, g2 = six.chunk(6, -1)
-        x = x + g1 * self.attn(modulate(self.norm1(x), b1, s1).flatten(1, 2), **attn_kwargs).view_as(x)
-        return x + g2 * self.mlp(modulate(self.norm2(x), b2, s2))
+        modulation,     # `ada` of the condition: shift, scale, gate, twice [b, f, 1, 6d]
+        **attn_kwargs   # turn, mask, past: for `Attention`
+    ):                  # [b, f, n, d]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
+        y = modulate(self.norm1(x), shift1, scale1).flatten(1, 2)     # all frames' tokens in a row
+        x = x + gate1 * self.attn(y, **attn_kwargs).view_as(x)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 # %% ../nbs/03_transformer.ipynb #56d939a3
 def patchify(
     x,              # [b, f, c, h, w]
-    p               # latents folded into a token, each way
-):                  # [b, f, n, c*p*p]
+    patch           # latents folded into a token, each way
+):                  # [b, f, n, c*patch*patch]
     "Cut latents into squares, row by row."
-    return x.unfold(-2, p, p).unfold(-2, p, p).permute(0, 1, 3, 4, 2, 5, 6).flatten(4).flatten(2, 3)
+    squares = x.unfold(-2, patch, patch).unfold(-2, patch, patch)
+    return squares.permute(0, 1, 3, 4, 2, 5, 6).flatten(4).flatten(2, 3)
 
 def unpatchify(
-    y,              # [b, f, n, c*p*p]
-    p, c, h, w
+    y,              # [b, f, n, c*patch*patch]
+    patch,          # latents folded into a token, each way
+    c, h, w         # channels and grid of the latents
 ):                  # [b, f, c, h, w]
     "The way back."
-    y = y.unflatten(-1, (c, p, p)).unflatten(2, (h // p, w // p))     # b f h w c p p
+    y = y.unflatten(-1, (c, patch, patch))
+    y = y.unflatten(2, (h // patch, w // patch))     # [b, f, row, column, c, patch, patch]
     return y.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
 
 # %% ../nbs/03_transformer.ipynb #5c0ff0b5
 class DiT(nn.Module):
-    """Block-causal diffusion transformer (NFD): velocity of every frame, given its own noise level, the actions and all earlier frames.
-    Action and noise level meet in one condition vector per frame."""
+    """Block-causal diffusion transformer (NFD): the velocity of every frame, given its own noise
+    level, the actions and all earlier frames. Level and action meet in one condition per frame."""
     extra = 0                   # tokens added to each frame
+
     def __init__(self, cfg=DiTConfig()):
         super().__init__()
         self.cfg = cfg
-        c = cfg.latents * cfg.patch**2
-        self.patch_in = nn.Linear(c, cfg.d)
+        channels = cfg.latents * cfg.patch**2
+        self.patch_in = nn.Linear(channels, cfg.d)
         self.time = nn.Sequential(nn.Linear(256, cfg.d), nn.SiLU(), nn.Linear(cfg.d, cfg.d))
         self.action = ActionEmbedding(cfg.actions, cfg.d)
         self.blocks = nn.ModuleList(self.block(cfg) for _ in range(cfg.layers))
-        self.final_ada, self.final = zero_linear(cfg.d, 2 * cfg.d), zero_linear(cfg.d, c)
-        self._turns, self._masks = {}, {}
+        self.final_ada = zero_linear(cfg.d, 2 * cfg.d)
+        self.final = zero_linear(cfg.d, channels)
+        self._turns = {}
+        self._masks = {}
 
     def block(self, cfg): return Block(cfg)
 
     def block_kwargs(self, a): return {}
+
+    def new_cache(self): return KVCache(self.cfg.window - 1)
 
     def condition(self, t, a):
         "Noise level [b, f] and action vectors [b, f, k, d] -> condition [b, f, 1, d]."
@@ -155,45 +196,76 @@ class DiT(nn.Module):
         return self.patch_in(patchify(x, self.cfg.patch))
 
     def latents(self, y):
-        "Patches [b, f, n, c*p*p] -> [b, f, c, h, w]."
+        "Patches [b, f, n, c*patch*patch] -> latents [b, f, c, h, w]."
         return unpatchify(y, self.cfg.patch, self.cfg.latents, *self.cfg.grid)
 
-    def modulation(self, t, a):
-        "Noise level [b, f] and action vectors [b, f, k, d] -> what modulates every block, [b, f, 1, 6d] each, and the end, [b, f, 1, 2d]. Pixels have no part in it."
-        c = F.silu(self.condition(t, a))
-        return [blk.ada(c) for blk in self.blocks], self.final_ada(c)
+    def modulation(self,
+        t,                      # noise level of each frame [b, f]
+        a                       # action vectors [b, f, k, d]
+    ):                          # of each block [b, f, 1, 6d], a list; of the end [b, f, 1, 2d]
+        "What the conditions do to the blocks and to the last layer. Pixels have no part in it."
+        condition = F.silu(self.condition(t, a))
+        return [block.ada(condition) for block in self.blocks], self.final_ada(condition)
 
-    def core(self, h, sixes, two, **kwargs):
-        "The rest: tokens [b, f, n, d] and their modulation -> velocity [b, f, c, h, w]."
-        for i, blk in enumerate(self.blocks): h = blk(h, sixes[i], layer=i, **kwargs)
-        shift, scale = two.chunk(2, -1)
-        h = modulate(F.layer_norm(h[:, :, :self.cfg.tokens], (self.cfg.d,)), shift, scale)
-        return self.latents(self.final(h))
-
-    def new_cache(self): return KVCache(self.cfg.window - 1)
+    def core(self,
+        x,                      # tokens [b, f, n, d]
+        block_modulation,       # from `modulation`
+        final_modulation,
+        turn,                   # (cos, sin) of the tokens' positions
+        mask,                   # who may look at whom; None: all
+        cache=None,             # gives each layer its view of the past: `cache.view(...)`
+        write=0,                # so many of these frames, the first ones, are kept
+        **block_kwargs          # what a variant's blocks want besides
+    ):                          # velocity [b, f, c, h, w]
+        "The network between tokens and velocity."
+        for i, block in enumerate(self.blocks):
+            past = None if cache is None else cache.view(i, x.shape[2], write)
+            x = block(x, block_modulation[i], turn=turn, mask=mask, past=past, **block_kwargs)
+        shift, scale = final_modulation.chunk(2, -1)
+        x = modulate(F.layer_norm(x[:, :, :self.cfg.tokens], (self.cfg.d,)), shift, scale)
+        return self.latents(self.final(x))
 
 # %% ../nbs/03_transformer.ipynb #09a47da4
 @patch
-def turns(self:DiT, start, f, like):
-    "(cos, sin) of `f` frames from position `start`; worked out for 64 starts at once, and remembered."
-    at, key = start % 64, (start // 64, f, like.device, like.dtype)
+def turns(self:DiT,
+    start,              # position of the first frame
+    f,                  # frames
+    like                # a tensor of the wanted device and precision
+):                      # (cos, sin), [f*n, dim/2] each
+    "The turns of `f` frames from position `start`; made for 64 starts at once, and remembered."
+    offset = start % 64
+    first = start - offset
+    key = (first, f, like.device, like.dtype)
     if key not in self._turns:
         if len(self._turns) > 16: self._turns.clear()
-        p, (h, w) = self.cfg.patch, self.cfg.grid
         with torch.inference_mode(False):   # what is remembered must serve training too
-            a = rope_angles(range(start - at, start - at + 63 + f), h // p, w // p, self.cfg.rope).unflatten(0, (63 + f, -1))
-            a = torch.cat([a, a[:, :1].expand(-1, self.extra, -1)], 1)     # an extra token sits in the corner of its frame
-            self._turns[key] = a.cos().to(like.device, like.dtype), a.sin().to(like.device, like.dtype)
-    return [z[at:at + f].flatten(0, 1) for z in self._turns[key]]
+            angles = self._angles(range(first, first + 63 + f))
+            self._turns[key] = [z.to(like.device, like.dtype) for z in (angles.cos(), angles.sin())]
+    return [z[offset:offset + f].flatten(0, 1) for z in self._turns[key]]
 
 @patch
-def mask(self:DiT, f, past, device):
-    "The block-causal mask within the window; None where everything may be seen (one frame behind a cache that is no longer than the window)."
+def _angles(self:DiT, frames):
+    "Angles of all tokens of these frames, [f, n, dim/2]; an extra token is in its frame's corner."
+    rows, columns = (side // self.cfg.patch for side in self.cfg.grid)
+    angles = rope_angles(frames, rows, columns, self.cfg.rope).unflatten(0, (len(frames), -1))
+    corner = angles[:, :1].expand(-1, self.extra, -1)
+    return torch.cat([angles, corner], 1)
+
+@patch
+def mask(self:DiT,
+    f,                  # frames of this pass
+    past,               # frames in the cache
+    device
+):                      # bool [f*n, (past+f)*n] or None
+    """The block-causal mask within the window. None where everything may be seen:
+    one frame behind a cache that is no longer than the window."""
     if f == 1: return None
     key = (f, past, device)
     if key not in self._masks:
+        n = self.cfg.tokens + self.extra
         with torch.inference_mode(False):
-            self._masks[key] = block_causal_mask(f, self.cfg.tokens + self.extra, window=self.cfg.window, past=past).to(device)
+            band = block_causal_mask(f, n, window=self.cfg.window, past=past)
+            self._masks[key] = band.to(device)
     return self._masks[key]
 
 # %% ../nbs/03_transformer.ipynb #789dde21
@@ -205,36 +277,115 @@ def forward(self:DiT,
     cache=None,     # a `KVCache` of the frames before these
     write=0         # so many of these frames, the first ones, are written into the cache
 ):                  # velocity v = eps - x0, [b, f, c, h, w]
-    f, a = x.shape[1], self.action(actions)
-    start, past = (cache.next, len(cache)) if cache is not None else (0, 0)
-    h = self.tokens(x, a); n = h.shape[2]
-    v = self.core(h, *self.modulation(t, a), **self.block_kwargs(a), turn=self.turns(start, f, h), mask=self.mask(f, past, x.device), cache=cache, write=n if write else 0, keep=write * n)
+    "One look at these frames, behind those of the cache."
+    f = x.shape[1]
+    start = 0 if cache is None else cache.next
+    past = 0 if cache is None else len(cache)
+    a = self.action(actions)
+    tokens = self.tokens(x, a)
+    v = self.core(
+        tokens, *self.modulation(t, a),
+        turn=self.turns(start, f, tokens), mask=self.mask(f, past, x.device),
+        cache=cache, write=write, **self.block_kwargs(a),
+    )
     if write: cache.next += write
     return v
 
 # %% ../nbs/03_transformer.ipynb #d101f6b2
 class CrossBlock(Block):
-    "A `Block` whose tokens also look at their own frame's action fields by cross-attention, before the rest."
+    "A `Block` whose tokens first look at their own frame's action fields, by cross-attention."
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.heads, self.normx = cfg.heads, nn.RMSNorm(cfg.d, eps=1e-6)
-        self.q, self.kv, self.outx = nn.Linear(cfg.d, cfg.d, bias=False), nn.Linear(cfg.d, 2 * cfg.d, bias=False), zero_linear(cfg.d, cfg.d)
+        self.heads = cfg.heads
+        self.normx = nn.RMSNorm(cfg.d, eps=1e-6)
+        self.q = nn.Linear(cfg.d, cfg.d, bias=False)
+        self.kv = nn.Linear(cfg.d, 2 * cfg.d, bias=False)
+        self.outx = zero_linear(cfg.d, cfg.d)
 
-    def forward(self, x, six, fields, **attn_kwargs):
-        split = lambda z: z.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = map(split, self.kv(fields).chunk(2, -1))
-        y = F.scaled_dot_product_attention(split(self.q(self.normx(x))), k, v)
-        return super().forward(x + self.outx(y.transpose(1, 2).flatten(2)).view_as(x), six, **attn_kwargs)
+    def split(self, x):
+        "[b, f, tokens or k, d] -> [b*f, heads, tokens or k, dim]."
+        return x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self,
+        x,              # tokens [b, f, n, d]
+        modulation,     # [b, f, 1, 6d]
+        fields,         # action vectors [b, f, k, d]
+        **attn_kwargs   # for `Attention`
+    ):                  # [b, f, n, d]
+        k, v = self.kv(fields).chunk(2, -1)
+        y = F.scaled_dot_product_attention(
+            self.split(self.q(self.normx(x))), self.split(k), self.split(v))
+        x = x + self.outx(y.transpose(1, 2).flatten(2)).view_as(x)
+        return super().forward(x, modulation, **attn_kwargs)
 
 class CrossAttentionDiT(DiT):
-    "Actions by cross-attention (the paper's Table 3, second row); the condition holds the noise level alone."
+    """Actions by cross-attention (the paper's Table 3, second row).
+    The condition holds the noise level alone."""
     def block(self, cfg): return CrossBlock(cfg)
+
     def block_kwargs(self, a): return dict(fields=a)
+
     def condition(self, t, a): return self.time(sinusoid(t).to(a.dtype))[:, :, None]
 
 # %% ../nbs/03_transformer.ipynb #592afc79
 class InContextDiT(DiT):
     "Actions as one more token of their frame (Table 3, third row)."
     extra = 1
+
     def condition(self, t, a): return self.time(sinusoid(t).to(a.dtype))[:, :, None]
+
     def tokens(self, x, a): return torch.cat([super().tokens(x, a), a.sum(2, keepdim=True)], 2)
+
+# %% ../nbs/03_transformer.ipynb #42f7e445
+def look_back(
+    model,              # `DiT`
+    x,                  # frames as they are looked back at, lightly noised [b, f, c, h, w]
+    t,                  # their noise levels [b, f]
+    actions             # int [b, f, k]
+):                      # a `KVCache` of all `f` frames
+    "Keys and values of a clip that serves as context: the clean half of teacher forcing."
+    f = x.shape[1]
+    cache = KVCache(f)
+    model(x, t, actions, cache, write=f)
+    return cache
+
+# %% ../nbs/03_transformer.ipynb #f3a0a8fd
+def present_mask(
+    f,                  # frames
+    n,                  # tokens per frame
+    window              # frames that are seen, the own one included
+):                      # bool [f*n, 2*f*n], True where a token may look: context, then present
+    "Every frame as if it were the newest: it sees the context frames before it, and itself."
+    frame = torch.arange(f).repeat_interleave(n)
+    own = frame[:, None] == frame
+    before = frame_mask(frame, frame, window=window) & ~own
+    return torch.cat([before, own], 1)
+
+# %% ../nbs/03_transformer.ipynb #f03d83a5
+def present(
+    model,              # `DiT`
+    x,                  # noisy latents, each frame as the newest [b, f, c, h, w]
+    t,                  # their noise levels [b, f]
+    actions,            # int [b, f, k]
+    past,               # from `look_back`, of the same clip
+    at=()               # numbers of blocks: return their outputs, a list of [b, f, n, d], instead
+):                      # velocity [b, f, c, h, w]
+    """What the model says of `f` newest frames at once, none of which sees another's noise
+    (teacher forcing; Causal-rCM, Eq. 8)."""
+    f = x.shape[1]
+    a = model.action(actions)
+    tokens = model.tokens(x, a)
+    block_modulation, final_modulation = model.modulation(t, a)
+    n = tokens.shape[2]
+    shared = dict(
+        turn=model.turns(0, f, tokens),
+        mask=present_mask(f, n, model.cfg.window).to(x.device),
+        **model.block_kwargs(a),
+    )
+    if not at: return model.core(tokens, block_modulation, final_modulation, cache=past, **shared)
+
+    outputs = []
+    for i, block in enumerate(model.blocks[:max(at) + 1]):
+        tokens = block(tokens, block_modulation[i], past=past.view(i, n), **shared)
+        outputs.append(tokens)
+    return [outputs[i] for i in sorted(set(at))]
