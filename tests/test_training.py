@@ -1,85 +1,184 @@
-"Training from the outside: killed and resumed, in two processes, spoilt. Tiny models on the shipped video."
-import json, os, signal, subprocess, sys, time
+"Training from the outside: killed and resumed, in two processes, spoilt. Tiny models, real video."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
 from safetensors.torch import load_file
-from nfd_ref.tokenizer import TokenizerConfig
-from nfd_ref.training import TrainConfig, fit, train_tokenizer
-from nfd_ref.tokenizer import Tokenizer
+
+from nfd_ref.diffusion import generator
+from nfd_ref.loop import TrainConfig, fit, read_log
+from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
+from nfd_ref.training import train_tokenizer
 from nfd_ref.video import VideoFolder, save_episode
 
 DATA = Path(__file__).parents[1]/'data'/'my_way_home'
+PATIENCE = 300                  # seconds, of a run with nothing else to do
+SMALL = TokenizerConfig(latents=2, width=8, mults=(1, 1))
 SCRIPT = '''
-import sys, torch
-from nfd_ref.training import *
+import sys
+import torch
+from nfd_ref.diffusion import generator
+from nfd_ref.loop import *
 from nfd_ref.tokenizer import *
-from nfd_ref.video import *
+from nfd_ref.training import *
 from nfd_ref.transformer import *
-kind, out, data, steps, batch, resume = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), len(sys.argv) > 6
+from nfd_ref.video import *
+
+class Grouped(DiT):
+    "Blocks learn at the usual rate, the rest three times as fast."
+    def parameter_groups(self):
+        blocks = list(self.blocks.parameters())
+        rest = [p for name, p in self.named_parameters() if not name.startswith('blocks.')]
+        return dict(blocks=dict(params=blocks), rest=dict(params=rest, lr=3.))
+
+def turns(step): return ['rest'] if step % 3 == 2 else ['blocks']
+
+kind, out, data, steps, batch = sys.argv[1:6]
 torch.set_num_threads(1)
-cfg, shape = TrainConfig(steps=steps, batch=batch, warmup=2, save_every=5, log_every=1, lr=1e-3), TokenizerConfig(latents=4, width=8, mults=(1, 1, 1))
-videos, kw = VideoFolder(data, 'train'), dict(resume=resume, progress=False)
-if kind == 'tokenizer': train_tokenizer(out, videos, cfg, shape, **kw)
+cfg = TrainConfig(steps=int(steps), batch=int(batch), warmup=2, save_every=5, log_every=1)
+videos = VideoFolder(data, 'train')
+fitting = dict(resume='resume' in sys.argv, progress=False)
+small = TokenizerConfig(latents=4, width=8, mults=(1, 1, 1))
+
+if kind == 'tokenizer':
+    train_tokenizer(out, videos, cfg, small, **fitting)
 else:
-    torch.manual_seed(0); tok = Tokenizer(shape)
+    torch.manual_seed(0)
+    tok = Tokenizer(small)
     for p in tok.parameters(): torch.nn.init.normal_(p, std=.1)
-    train_world(out, videos, tok, cfg, DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6)), length=4, **kw)
+    shape = DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6))
+    if kind == 'turns': fitting |= dict(model_cls=Grouped, learners=turns)
+    train_world(out, videos, tok, cfg, shape, length=4, **fitting)
 '''
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     "Two short episodes cut from the shipped set, in a folder of their own."
-    d = tmp_path_factory.mktemp('video'); v = VideoFolder(DATA, 'train')
-    for i in range(2): save_episode(d, f'ep_{i}', v.clip(i, 0, 60))
-    (d/'dataset.json').write_text(json.dumps(dict(v.meta, test=['ep_1'])))
-    return d
+    folder = tmp_path_factory.mktemp('video')
+    videos = VideoFolder(DATA, 'train')
+    for e in range(2): save_episode(folder, f'ep_{e}', videos.clip(e, 0, 60))
+    meta = json.loads((DATA/'dataset.json').read_text())
+    (folder/'dataset.json').write_text(json.dumps(dict(meta, test=['ep_1'])))
+    return folder
 
-def run(tmp_path, *args, launcher=()):
-    script = tmp_path/'script.py'; script.write_text(SCRIPT)
-    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def begin(tmp_path, *args, launcher=()):
+    "Start the script with these arguments, in a process of its own."
+    script = tmp_path/'script.py'
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), *map(str, args)],
+        env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-def log(folder): return [json.loads(l) for l in (Path(folder)/'log.jsonl').read_text().splitlines()]
+def run(tmp_path, *args, **kwargs):
+    "Run it to its end."
+    process = begin(tmp_path, *args, **kwargs)
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, out
 
-def test_killed_and_resumed_is_bit_equal(tmp_path, data):
-    p = run(tmp_path, 'world', tmp_path/'whole', data, 30, 4); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    p = run(tmp_path, 'world', tmp_path/'killed', data, 30, 4)
-    t = time.time()
-    while not list((tmp_path/'killed').glob('step_*')) and time.time() - t < 120: time.sleep(.02)
-    p.send_signal(signal.SIGKILL); p.communicate()
-    done = sorted((tmp_path/'killed').glob('step_*'))[-1].name
-    assert done < 'step_000030', 'the run ended before it could be killed: the test proves nothing'
-    p = run(tmp_path, 'world', tmp_path/'killed', data, 30, 4, 'resume'); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    for f in ('model', 'ema', 'optimizer'):
-        a, b = (load_file(tmp_path/r/'step_000030'/f'{f}.safetensors') for r in ('whole', 'killed'))
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), f
-    assert [l['step'] for l in log(tmp_path/'killed')] == list(range(1, 31))
-    assert [l['loss'] for l in log(tmp_path/'killed')] == [l['loss'] for l in log(tmp_path/'whole')]
+def losses(folder): return [line['loss'] for line in read_log(folder/'log.jsonl')]
 
-@pytest.mark.parametrize('kind', ['world', 'tokenizer'])
+def assert_equal_tensors(one, two):
+    a = load_file(one)
+    b = load_file(two)
+    assert a.keys() == b.keys()
+    for name in a: assert torch.equal(a[name], b[name]), f'{one.name}: {name}'
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['world', 'turns'])
+def test_killed_and_resumed_is_bit_equal(tmp_path, data, kind):
+    run(tmp_path, kind, tmp_path/'whole', data, 30, 4)
+
+    process = begin(tmp_path, kind, tmp_path/'killed', data, 30, 4)
+    started = time.time()
+    while not list((tmp_path/'killed').glob('step_*')) and time.time() - started < PATIENCE:
+        time.sleep(.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    last = sorted((tmp_path/'killed').glob('step_*'))[-1].name
+    assert last < 'step_000030', 'it ended before it could be killed: the test proves nothing'
+
+    run(tmp_path, kind, tmp_path/'killed', data, 30, 4, 'resume')
+    for name in ('model', 'ema', 'optimizer'):
+        file = f'step_000030/{name}.safetensors'
+        assert_equal_tensors(tmp_path/'whole'/file, tmp_path/'killed'/file)
+    steps = [line['step'] for line in read_log(tmp_path/'killed'/'log.jsonl')]
+    assert steps == list(range(1, 31))
+    assert losses(tmp_path/'killed') == losses(tmp_path/'whole')
+
+    moved = load_file(tmp_path/'whole'/'step_000030'/'optimizer.safetensors')
+    times = {name: moved[name].item() for name in moved if name.endswith('|step')}
+    in_blocks = {n for name, n in times.items() if name.startswith('blocks.')}
+    others = {n for name, n in times.items() if not name.startswith('blocks.')}
+    assert (in_blocks, others) == (({20}, {10}) if kind == 'turns' else ({30}, {30}))
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['world', 'tokenizer', 'turns'])
 def test_two_processes_equal_one(tmp_path, data, kind):
-    p = run(tmp_path, kind, tmp_path/'one', data, 6, 4); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    p = run(tmp_path, kind, tmp_path/'two', data, 6, 4, launcher=('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29577')); out, _ = p.communicate(timeout=300); assert p.returncode == 0, out
-    one, two = ([l['loss'] for l in log(tmp_path/r)] for r in ('one', 'two'))
-    assert one == pytest.approx(two, rel=2e-4)
-    a, b = (load_file(tmp_path/r/'final'/f'{kind}.safetensors') for r in ('one', 'two'))
-    assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-3) for k in a)
+    two = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29577')
+    run(tmp_path, kind, tmp_path/'one', data, 6, 4)
+    run(tmp_path, kind, tmp_path/'two', data, 6, 4, launcher=two)
+
+    assert losses(tmp_path/'one') == pytest.approx(losses(tmp_path/'two'), rel=2e-4)
+    weights = f'{"tokenizer" if kind == "tokenizer" else "world"}.safetensors'
+    a = load_file(tmp_path/'one'/'final'/weights)
+    b = load_file(tmp_path/'two'/'final'/weights)
+    for name in a: assert torch.allclose(a[name].float(), b[name].float(), atol=2e-3), name
 
 def test_a_run_is_not_overwritten_nor_resumed_as_another(tmp_path, data):
-    v, shape, kw = VideoFolder(data, 'train'), TokenizerConfig(latents=2, width=8, mults=(1, 1)), dict(progress=False)
-    cfg = TrainConfig(steps=2, batch=2)
-    train_tokenizer(tmp_path/'t', v, cfg, shape, limit=20, **kw)
-    before = (tmp_path/'t'/'log.jsonl').read_bytes()
-    with pytest.raises(FileExistsError, match='already holds a run'): train_tokenizer(tmp_path/'t', v, cfg, shape, limit=20, **kw)
-    with pytest.raises(ValueError, match='begun with another lr'): train_tokenizer(tmp_path/'t', v, TrainConfig(steps=2, batch=2, lr=5.), shape, limit=20, resume=True, **kw)
-    assert (tmp_path/'t'/'log.jsonl').read_bytes() == before
+    videos = VideoFolder(data, 'train')
+
+    def train(resume=False, **other):
+        cfg = TrainConfig(steps=2, batch=2, **other)
+        train_tokenizer(tmp_path/'run', videos, cfg, SMALL, 20, resume=resume, progress=False)
+
+    train()
+    log = (tmp_path/'run'/'log.jsonl').read_bytes()
+    with pytest.raises(FileExistsError, match='already holds a run'): train()
+    with pytest.raises(ValueError, match='begun with another lr;'): train(resume=True, lr=5.)
+    assert (tmp_path/'run'/'log.jsonl').read_bytes() == log
 
 def test_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
-    torch.manual_seed(0); m = Tokenizer(TokenizerConfig(latents=2, width=8, mults=(1, 1)))
-    def loss(model, batch, gen, part, device):
+    torch.manual_seed(0)
+
+    def loss_fn(model, batch, numbers, part, device):
         y = model.posterior(torch.full((1, 3, 8, 8), batch))[0].mean()
         return y * y, {}
+
+    def batches(step): return float('nan') if step == 5 else .5
+
+    cfg = TrainConfig(steps=10, batch=1, save_every=2)
     with pytest.raises(FloatingPointError, match='step_000004'):
-        fit(tmp_path/'r', m, loss, lambda step: float('nan') if step == 5 else .5, TrainConfig(steps=10, batch=1, save_every=2), progress=False)
-    assert all(t.isfinite().all() for t in load_file(tmp_path/'r'/'step_000004'/'model.safetensors').values())
-    assert not list((tmp_path/'r').glob('.*'))
+        fit(tmp_path/'run', Tokenizer(SMALL), loss_fn, batches, cfg, progress=False)
+    weights = load_file(tmp_path/'run'/'step_000004'/'model.safetensors')
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert not list((tmp_path/'run').glob('.*'))
+
+class Line(torch.nn.Linear):
+    "Small enough that compiling it takes seconds."
+    def __init__(self, cfg=None):
+        super().__init__(4, 1)
+        self.cfg = cfg
+
+@pytest.mark.slow
+def test_compiled_learns_the_same(tmp_path):
+    "torch.compile may round otherwise; it must not train another model."
+    def batches(step): return torch.randn(8, 4, generator=generator(0, step))
+
+    def loss_fn(model, batch, numbers, part, device):
+        return (model(batch[part]) - batch[part].sum(1, keepdim=True)).square().mean(), {}
+
+    cfg = TrainConfig(steps=60, batch=8, lr=.05, warmup=1, log_every=1)
+    for name, compiled in (('plain', False), ('compiled', True)):
+        torch.manual_seed(0)
+        fit(tmp_path/name, Line(), loss_fn, batches, replace(cfg, compile=compiled), progress=False)
+    plain = losses(tmp_path/'plain')
+    assert losses(tmp_path/'compiled') == pytest.approx(plain, rel=1e-4)
+    assert plain[-1] < .5 * plain[0]
