@@ -1,226 +1,451 @@
-"The `nfd-ref` command: a thin face over the package. Written by hand; every command calls one or two functions of the notebooks."
-import argparse, json, subprocess, sys
+"""The `nfd-ref` command: a thin face over the package. Written by hand; a command is a function,
+and its parameters, with the comments beside them, are the command's arguments."""
+
+import argparse
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+from fastcore.meta import delegates
+from fastcore.script import anno_parser
+
+__all__ = ['parser', 'main']
 
 HERE = Path(__file__).resolve().parent.parent
-WORLD, PLAYED, DATA, BRANCHES, IDM = (HERE/'data'/d for d in ('world', 'distilled', 'my_way_home', 'branches', 'idm'))
+SHIPPED = HERE/'data'
+WORLD = SHIPPED/'world'
+STUDENT = SHIPPED/'distilled'
+VIDEO = SHIPPED/'my_way_home'
+BRANCHES = SHIPPED/'branches'
+JUDGE = SHIPPED/'idm'
+VIEW = (1, 270)                         # episode and frame of the shipped video with a good view
 
-def train_flags(p):
-    p.add_argument('--data', required=True, type=Path, help='a folder of video (see data/README.md)')
-    p.add_argument('--out', required=True, type=Path, help="the run's folder; must be new, or --resume")
-    p.add_argument('--steps', type=int, help="optimizer steps (the recipe's, in nfd_ref.training)")
-    p.add_argument('--batch', type=int, help='clips (or frames) a step, over all processes')
-    p.add_argument('--lr', type=float, help='learning rate after the warm-up')
-    p.add_argument('--seed', type=int)
-    p.add_argument('--save-every', type=int, help='steps between checkpoints')
-    p.add_argument('--bf16', action='store_true', default=None, help='bf16 autocast: pays on CUDA and on CPUs with AMX or AVX-512 bf16')
-    p.add_argument('--compile', action='store_true', default=None, help='torch.compile: pays after some hundred steps')
-    p.add_argument('--resume', action='store_true', help='go on from the last checkpoint of the run')
+Wanted = dict(required=True)            # of a flag that must be given
 
-ENGINE = 'how frames are computed, see 06_streaming (the fastest that starts at once); +bf16 behind it for half precision'
+# ---- from functions to a parser
+
+COMMANDS = {}                           # {words of a command: (function, positional arguments)}
+GROUPS = {
+    'train': """Train a tokenizer, a world or a judge of actions.
+        `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.""",
+    'distill': """Make a trained world need fewer steps.
+        OUT/final is playable; a run that was stopped goes on with --resume."""}
+
+def command(*positional):
+    "Decorator: `cmd_train_world` is the command `train world`; `positional` need no flag."
+    def register(func):
+        words = tuple(func.__name__.split('_')[1:])
+        COMMANDS[words] = (func, list(positional))
+        return func
+    return register
+
+def add_command(commands, word, about):
+    "A subcommand, without arguments yet; the first line of `about` stands in the list of commands."
+    first_line = about.splitlines()[0].rstrip('.')
+    return commands.add_parser(word, help=first_line[0].lower() + first_line[1:], description=about)
+
+def add_arguments(parser, func, positional):
+    "A function's parameters as fastcore reads them, with defaults as one would type them."
+    for action in anno_parser(func, pos=positional)._actions:
+        if action.dest in ('help', 'pdb', 'xtra'): continue             # added by fastcore
+        default = f' (default: {action.default})'
+        is_switch = action.nargs == 0
+        shown = '' if is_switch else default.replace(f'{HERE}/', '')
+        action.help = action.help.replace(default, shown)
+        parser._add_action(action)
 
 def parser():
-    p = argparse.ArgumentParser('nfd-ref', description='Next-Frame Diffusion: record a game, train a network to be that game, play it.', epilog='A command with --help says more, for instance: nfd-ref play --help')
-    s = p.add_subparsers(dest='command', metavar='COMMAND')
-    c = s.add_parser('play', help='play a trained world: writes an mp4, prints the speed', description='Start from a held-out clip and stream frames under a trace of actions, or under your keys.')
-    c.add_argument('world', nargs='?', type=Path, default=PLAYED, help='folder of a world (the shipped student)')
-    c.add_argument('--data', type=Path, default=DATA, help='video folder to start from (the shipped one)')
-    c.add_argument('--clip', type=int, help='which held-out episode to start from (0; in the shipped set one with a view)')
-    c.add_argument('--start', type=int, help='frame of it to start at (0)')
-    c.add_argument('--actions', help='a trace, such as "forward*20, turn left*15"; without it, a walk of 240 frames')
-    c.add_argument('--keys', action='store_true', help='play with the keys, in this terminal')
-    c.add_argument('--frames', type=int, help='how many frames: the trace is cut, or repeated (as long as the trace)')
-    c.add_argument('--steps', type=int, help='denoising steps a frame')
-    c.add_argument('--seed', type=int, default=0, help='of the noise and of the made-up player (%(default)s)')
-    c.add_argument('--device', help='cpu or cuda (cuda where there is one)')
-    c.add_argument('--out', type=Path, default=Path('play.mp4'), help='mp4 to write (%(default)s)')
-    c.add_argument('--gif', type=Path, help='GIF to write as well')
-    c.add_argument('--engine', help=ENGINE)
-    c = s.add_parser('record', help='record ViZDoom into a folder of video', description='Record episodes of a ViZDoom scenario with a sticky, wall-avoiding player. The same seed gives the same frames.')
-    c.add_argument('out', type=Path)
-    c.add_argument('--episodes', type=int, default=24); c.add_argument('--test', type=int, default=4, help='of these, held out (%(default)s)')
-    c.add_argument('--length', type=int, default=600, help='frames an episode at most (%(default)s)')
-    c.add_argument('--scenario', default='my_way_home'); c.add_argument('--size', default='80x48', metavar='WxH')
-    c.add_argument('--crf', type=int, default=20, help='H.264 quality, smaller is better (%(default)s)')
-    c.add_argument('--seed', type=int, default=0); c.add_argument('--workers', type=int)
-    c = s.add_parser('branches', help='play every action from saved simulator states', description='From states of the held-out episodes of a ViZDoom recording, record what every action leads to. `evaluate` compares the world with it.')
-    c.add_argument('out', type=Path); c.add_argument('--data', type=Path, default=DATA, help='the recording (the shipped one)')
-    c.add_argument('--states', type=int, default=16, help='how many (%(default)s)'); c.add_argument('--seed', type=int, default=0)
-    c = s.add_parser('train', help='train a tokenizer, a world or a judge of actions', description='Train one part. `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.')
-    t = c.add_subparsers(dest='what', metavar='tokenizer|world|idm', required=True)
-    k = t.add_parser('tokenizer', help='the per-frame autoencoder'); train_flags(k)
-    k = t.add_parser('idm', help='the inverse-dynamics network that reads actions from video'); train_flags(k)
-    k = t.add_parser('world', help='the diffusion transformer'); train_flags(k)
-    k.add_argument('--tokenizer', type=Path, required=True, help='folder of a trained tokenizer')
-    k.add_argument('--preset', default='small', help='small, nfd_130m, nfd_310m or nfd_774m (%(default)s)')
-    k.add_argument('--init', type=Path, help='folder of a trained world of the same shape to go on from')
-    k.add_argument('--length', type=int, default=24, help='frames of a training clip (%(default)s)')
-    c = s.add_parser('distill', help='make a trained world need fewer steps', description='Distil a world. OUT/final is playable; a run that was stopped goes on with --resume.')
-    t = c.add_subparsers(dest='what', metavar='consistency', required=True)
-    k = t.add_parser('consistency', help='NFD+: continuous-time consistency distillation, with a discriminator'); train_flags(k)
-    k.add_argument('--teacher', type=Path, default=WORLD, help='folder of the world to distil (the shipped one)')
-    k.add_argument('--no-adversarial', dest='adversarial', action='store_false', help='without the discriminator')
-    k.add_argument('--solver-step', type=float, default=0., help='discrete distillation with steps of this size, for comparison (0: continuous time)')
-    k.add_argument('--clips', type=int, default=16, help='training clips on which the sampling is chosen (%(default)s)')
-    k.add_argument('--float32', action='store_true', help='no bf16 autocast: slower, and right where the processor has no bf16')
-    c = s.add_parser('release', help='put a tokenizer and a world together, measured on held-out video')
-    c.add_argument('tokenizer', type=Path); c.add_argument('world', type=Path); c.add_argument('out', type=Path)
-    c.add_argument('--data', type=Path, default=DATA); c.add_argument('--clips', type=int, default=64)
-    c = s.add_parser('evaluate', help='measure a world: quality, distance, actions, counterfactuals, drift, memory', description='Measure a world against held-out video and the simulator. Writes the numbers as JSON and a page of plots and film strips beside it.')
-    c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
-    c.add_argument('--out', type=Path, required=True, help='report, NAME.json; NAME.png is written as well')
-    c.add_argument('--data', type=Path, default=DATA, help='video folder: its test episodes judge (the shipped one)')
-    c.add_argument('--branches', type=Path, default=BRANCHES, help='from nfd-ref branches, of the same episodes')
-    c.add_argument('--idm', type=Path, default=IDM, help='from nfd-ref train idm')
-    c.add_argument('--quick', action='store_true', help='under a minute, few clips: to see that it works, not to compare')
-    c.add_argument('--seed', type=int, default=0); c.add_argument('--engine', help=ENGINE)
-    c.add_argument('--leaderboard', type=Path, help='JSON file to put a row into'); c.add_argument('--name', help='of the world there (its folder)')
-    c.add_argument('--i3d', type=Path, help='i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD'); c.add_argument('--vgg', type=Path, help='vgg16.pt of StyleGAN3, if you have it: adds LPIPS')
-    c = s.add_parser('bench', help='how fast is it: the engines in turns, beside what the machine could do', description='Prints a protocol card, the measured ceiling of this machine, the time of each engine, and the JSON of it all as the last line.')
-    c.add_argument('world', nargs='?', type=Path, default=WORLD, help='folder of a world (the shipped one)')
-    c.add_argument('--preset', help='random weights at this shape instead: nfd_130m, nfd_310m or nfd_774m')
-    c.add_argument('--engines', help='comma-separated, the baseline first; +bf16 for half precision (all that this device supports)')
-    c.add_argument('--frames', type=int, default=100, help='timed frames of each (%(default)s)'); c.add_argument('--steps', type=int, help='denoising steps a frame')
-    c.add_argument('--window', type=int, help='frames looked back at, with --preset'); c.add_argument('--growth', action='store_true', help='instead: time and memory against frame number, window, steps, batch and size')
-    c.add_argument('--threads', type=int, help='CPU threads'); c.add_argument('--device', help='cpu or cuda (cuda where there is one)'); c.add_argument('--out', type=Path, help='JSON file to write as well')
-    c = s.add_parser('build', help='all of it: record, train both, release', description='Record, train the tokenizer, train the world, measure, and put the playable world into OUT/play. Goes on where it was stopped.')
-    c.add_argument('out', type=Path); c.add_argument('--recipe', default='cpu', help='cpu (two hours on two cores), cuda (minutes; not yet timed) or tiny (a minute, to see the path work)')
-    c.add_argument('--data', type=Path, default=DATA, help='video that judges it (the shipped one)')
-    c = s.add_parser('lab', help='open JupyterLab at the notebooks')
-    return p
+    "All commands and their arguments; `parse_args` gives the arguments and `run`, the function."
+    top = argparse.ArgumentParser(
+        'nfd-ref',
+        description='Next-Frame Diffusion: record a game, train a network to be it, play it.',
+        epilog='A command with --help says more, for instance: nfd-ref play --help')
+    commands = top.add_subparsers(dest='command', metavar='COMMAND')
+    groups = {}
+    for (word, *what), (func, positional) in COMMANDS.items():
+        if what and word not in groups:
+            choices = '|'.join(more[0] for first, *more in COMMANDS if first == word)
+            group = add_command(commands, word, GROUPS[word])
+            groups[word] = group.add_subparsers(dest='what', metavar=choices, required=True)
+        where = groups[word] if what else commands
+        one = add_command(where, (what or [word])[0], func.__doc__)
+        add_arguments(one, func, positional)
+        one.set_defaults(run=func)
+    return top
 
-def cmd_play(a):
-    import numpy as np, torch
+def main(argv=None):
+    "Run a command; gives the exit code. A mistake of the user's is one line and exit code 2."
+    top = parser()
+    given = vars(top.parse_args(argv))
+    word = given.pop('command')
+    given.pop('what', None)
+    if word is None:
+        top.print_help()
+        return 0
+    run = given.pop('run')
+    try:
+        run(**given)
+    except KeyboardInterrupt:
+        print('\nstopped', file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as problem:
+        print(f'nfd-ref {word}: {problem}', file=sys.stderr)
+        return 2
+    return 0
+
+# ---- what several commands want
+
+def chosen(**values):
+    "Those that were chosen; the others are left to what they are for."
+    return {name: value for name, value in values.items() if value is not None}
+
+def engine_kwargs(name):
+    "'native+bf16' -> what `World` wants to know."
+    import torch
+    engine, _, half = (name or '').partition('+')
+    if half not in ('', 'bf16'): raise ValueError(f'engine "{name}": after + comes bf16')
+    return chosen(engine=engine or None, dtype=torch.bfloat16 if half else None)
+
+def train_config(
+    recipe,                     # a `TrainConfig`
+    steps:int=None,             # optimizer steps, instead of the recipe's
+    batch:int=None,             # clips (or frames) a step, over all processes
+    lr:float=None,              # learning rate after the warm-up
+    seed:int=None,              # of weights, order and noise
+    save_every:int=None,        # steps between checkpoints
+    bf16:bool=False,            # bf16 autocast: pays on CUDA, and on CPUs with AMX or AVX-512 bf16
+    compile:bool=False,         # torch.compile: pays after some hundred steps
+):                              # a `TrainConfig`
+    "The recipe, with what was given in its place. (A switch can only turn on.)"
+    numbers = chosen(steps=steps, batch=batch, lr=lr, seed=seed, save_every=save_every)
+    return replace(recipe, **numbers, bf16=bf16 or recipe.bf16, compile=compile or recipe.compile)
+
+def load_tokenizer(folder):
+    from nfd_ref.storage import TokenizerInfo, load_model
+    from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
+    tok, _ = load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)
+    return tok
+
+# ---- the commands
+
+@command('world')
+def cmd_play(
+    world:Path=STUDENT,         # folder of a world
+    data:Path=VIDEO,            # video folder to start from
+    clip:int=None,              # held-out episode to start from (0; of the shipped video 1)
+    start:int=None,             # frame of it to start at (0; of the shipped video 270, a view)
+    actions:str=None,           # a trace: "forward*20, turn left*15" (none: a walk of 240 frames)
+    keys:bool=False,            # play with the keys, in this terminal
+    frames:int=None,            # how many: the trace is cut or repeated (its own length)
+    steps:int=None,             # denoising steps a frame (those measured best for this world)
+    seed:int=0,                 # of the noise and of the made-up player
+    device:str=None,            # cpu or cuda (cuda where there is one)
+    out:Path=Path('play.mp4'),  # mp4 to write
+    gif:Path=None,              # GIF to write as well
+    engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
+):
+    """Play a trained world: writes an mp4, prints the speed.
+    It starts after a held-out clip and streams frames under a trace of actions or your keys."""
+    import numpy as np
     from nfd_ref.play import parse_actions, play, play_keys, stroll
     from nfd_ref.streaming import World
     from nfd_ref.video import VideoFolder, write_video
-    if a.frames is not None and a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
-    world = World.load(a.world, **engine(a.engine), **{k: v for k, v in dict(steps=a.steps, device=a.device, seed=a.seed).items() if v is not None})
-    videos = VideoFolder(a.data, 'test')
-    n, start = (1, 270) if a.data == DATA and a.clip is None and a.start is None else (a.clip or 0, a.start or 0)
-    if not 0 <= n < len(videos): raise ValueError(f'--clip {n}: there are {len(videos)} held-out episodes, 0..{len(videos) - 1}')
-    clip = videos.clip(n, start, start + world.model.cfg.window)
-    if a.keys:
-        frames, _ = play_keys(world, clip, a.frames)
-        if len(frames): write_video(a.out, frames, world.fps)
-        return print(f'{len(frames)} frames -> {a.out}')
-    actions = parse_actions(a.actions, world.space) if a.actions else stroll(world.space, a.seed)
-    if a.frames: actions = np.resize(actions, (a.frames, actions.shape[1]))     # cut, or repeated
-    _, r = play(world, clip, actions, [a.out] + ([a.gif] if a.gif else []))
-    r |= dict(width=world.size[1], height=world.size[0], steps=world.steps, sampler=world.sampler, device=torch.cuda.get_device_name(world.device) if world.device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads')
-    print(f'{r["frames"]} frames at {r["fps"]:.1f} FPS (median {r["ms_median"]:.1f} ms, p95 {r["ms_p95"]:.1f} ms a frame, decoding included)')
-    print(f'{r["width"]}x{r["height"]} pixels, {r["steps"]} {r["sampler"]} steps, engine {world.rung}, {r["device"]} -> {a.out}' + (f', {a.gif}' if a.gif else ''))
+    if frames is not None and frames < 1: raise ValueError(f'--frames {frames}: at least 1')
 
-def cmd_record(a):
-    from nfd_ref.video import Recorder, record
-    try: w, h = map(int, a.size.split('x'))
-    except ValueError: raise ValueError(f'--size {a.size}: wanted WIDTHxHEIGHT, such as 80x48') from None
-    v = record(a.out, Recorder(a.scenario, h, w, a.length, crf=a.crf), a.episodes, a.test, a.seed, a.workers)
-    print(f'{len(v)} episodes, {v.frames} frames -> {a.out} (fingerprint {v.hash()})')
+    settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
+    game = World.load(world, **settings)
+    videos = VideoFolder(data, 'test')
+    if data == VIDEO and clip is None and start is None: clip, start = VIEW
+    clip = clip or 0
+    start = start or 0
+    last = len(videos) - 1
+    if not 0 <= clip <= last:
+        raise ValueError(f'--clip {clip}: there are {last + 1} held-out episodes, 0..{last}')
+    past = videos.clip(clip, start, start + game.model.cfg.window)
 
-def given(cfg, a):
-    "A TrainConfig with the flags that were given."
-    return replace(cfg, **{k: v for k in ('steps', 'batch', 'lr', 'seed', 'save_every', 'bf16', 'compile') if (v := getattr(a, k)) is not None})
+    if keys:
+        seen, _ = play_keys(game, past, frames)
+        if len(seen): write_video(out, seen, game.fps)
+        print(f'{len(seen)} frames -> {out}')
+        return
 
-def cmd_train(a):
-    from nfd_ref import training as T
-    from nfd_ref.tokenizer import Tokenizer, TokenizerConfig, load_model
+    trace = parse_actions(actions, game.space) if actions else stroll(game.space, seed)
+    if frames: trace = np.resize(trace, (frames, trace.shape[1]))       # cut, or repeated
+    paths = [out, gif] if gif else [out]
+    _, speed = play(game, past, trace, paths)
+    print(f'{speed.frames} frames at {speed.fps:.1f} FPS (median {speed.ms_median:.1f} ms, '
+          f'p95 {speed.ms_p95:.1f} ms a frame, decoding included)')
+    print(f'{about_world(game)} -> {", ".join(map(str, paths))}')
+
+def about_world(world):
+    "How a world is being played, in one line."
+    import torch
+    height, width = world.size
+    precision = str(world.engine.dtype).removeprefix('torch.')
+    engine = world.engine.name if precision == 'float32' else f'{world.engine.name}, {precision}'
+    machine = f'CPU, {torch.get_num_threads()} threads'
+    if world.device.type == 'cuda': machine = torch.cuda.get_device_name(world.device)
+    return (f'{width}x{height} pixels, {world.steps} {world.sampler} steps, '
+            f'engine {engine}, {machine}')
+
+@command('out')
+def cmd_record(
+    out:Path,                       # folder to record into; goes on where it was stopped
+    episodes:int=24,                # how many
+    test:int=4,                     # of these, held out
+    length:int=600,                 # frames an episode at most
+    scenario:str='my_way_home',     # of ViZDoom
+    size:Annotated[str, dict(metavar='WxH')]='80x48',   # width and height in pixels
+    crf:int=20,                     # H.264 quality, smaller is better
+    seed:int=0,                     # the same seed gives the same frames
+    workers:int=None,               # processes (one per core)
+):
+    """Record ViZDoom into a folder of video.
+    Episodes of a scenario, played by a sticky, wall-avoiding player."""
+    from nfd_ref.doom import Recorder, record
+    try:
+        width, height = map(int, size.split('x'))
+    except ValueError:
+        raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
+    recorder = Recorder(scenario, height, width, length, crf=crf)
+    videos = record(out, recorder, episodes, test, seed, workers)
+    print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
+
+@command('out')
+def cmd_branches(
+    out:Path,                   # folder to record into: new
+    data:Path=VIDEO,            # the recording
+    states:int=16,              # how many
+    seed:int=0,                 # of the choice of states
+):
+    """Play every action from saved simulator states.
+    From states of the held-out episodes of a ViZDoom recording, record what every action leads to;
+    `evaluate` compares the world with it."""
+    from nfd_ref.doom import record_branches
+    from nfd_ref.video import VideoFolder
+    if states < 1: raise ValueError(f'--states {states}: at least 1')
+    record_branches(out, VideoFolder(data, 'test'), states, seed=seed)
+    print(f'{states} states -> {out}')
+
+@command()
+@delegates(train_config)
+def cmd_train_tokenizer(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """The per-frame autoencoder.
+    Recipe: 3000 steps of 32 frames, learning rate 0.0015, a checkpoint every 500."""
+    from nfd_ref.training import TOKENIZER_RECIPE, train_tokenizer
+    from nfd_ref.video import VideoFolder
+    cfg = train_config(TOKENIZER_RECIPE, **kwargs)
+    train_tokenizer(out, VideoFolder(data, 'train'), cfg, resume=resume)
+    print(f'done -> {out/"final"}')
+
+@command()
+@delegates(train_config)
+def cmd_train_world(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    tokenizer:Annotated[Path, Wanted]=None, # folder of a trained tokenizer
+    preset:str='small',                     # small, nfd_130m, nfd_310m or nfd_774m
+    init:Path=None,                         # folder of a world of this shape to go on from
+    length:int=24,                          # frames of a training clip
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """The diffusion transformer.
+    Recipe: 3400 steps of 16 clips, learning rate 0.0015, a checkpoint every 500."""
+    from nfd_ref.training import WORLD_RECIPE, train_world
     from nfd_ref.transformer import DITS
     from nfd_ref.video import VideoFolder
-    videos = VideoFolder(a.data, 'train')
-    if a.what == 'tokenizer': T.train_tokenizer(a.out, videos, given(T.TOKENIZER_RECIPE, a), resume=a.resume)
-    elif a.what == 'idm':
-        from nfd_ref.evaluation import IDM_RECIPE, train_idm
-        train_idm(a.out, videos, given(IDM_RECIPE, a), resume=a.resume)
-    else:
-        if a.preset not in DITS: raise ValueError(f'no preset "{a.preset}"; there are {", ".join(DITS)}')
-        tok, _ = load_model(a.tokenizer, 'tokenizer', Tokenizer, TokenizerConfig)
-        T.train_world(a.out, videos, tok, given(T.WORLD_RECIPE, a), DITS[a.preset], a.length, init=a.init, held_out=VideoFolder(a.data, 'test'), resume=a.resume)
-    print(f'done -> {a.out/"final"}')
+    if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
+    cfg = train_config(WORLD_RECIPE, **kwargs)
+    videos = VideoFolder(data, 'train')
+    held_out = VideoFolder(data, 'test')
+    tok = load_tokenizer(tokenizer)
+    train_world(out, videos, tok, cfg, DITS[preset], length, init=init, held_out=held_out,
+                resume=resume)
+    print(f'done -> {out/"final"}')
 
-def cmd_distill(a):
-    from nfd_ref.consistency import CONSISTENCY_RECIPE, ConsistencyConfig, choose_sampling, distill_consistency
+@command()
+@delegates(train_config)
+def cmd_train_idm(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """The inverse-dynamics network that reads actions from video.
+    Recipe: 4000 steps of 128 clips, learning rate 0.002, a checkpoint every 500."""
+    from nfd_ref.judge import IDM_RECIPE, train_idm
     from nfd_ref.video import VideoFolder
-    if a.compile: raise ValueError('--compile: derivatives in forward mode are not compiled here; leave it out')
-    if not 0 <= a.solver_step < 1: raise ValueError(f'--solver-step {a.solver_step}: a step in [0, 1)')
-    cfg, method = given(CONSISTENCY_RECIPE, a), ConsistencyConfig(step=a.solver_step, **({} if a.adversarial else dict(adversarial=0.)))
-    distill_consistency(a.out, a.teacher, VideoFolder(a.data, 'train'), replace(cfg, bf16=False) if a.float32 else cfg, method, resume=a.resume)
-    print(json.dumps(choose_sampling(a.out/'final', VideoFolder(a.data, 'train'), clips=a.clips)), f'-> nfd-ref play {a.out/"final"}', sep='\n')
+    cfg = train_config(IDM_RECIPE, **kwargs)
+    train_idm(out, VideoFolder(data, 'train'), cfg, resume=resume)
+    print(f'done -> {out/"final"}')
 
-def cmd_branches(a):
-    from nfd_ref.evaluation import record_branches
+@command()
+@delegates(train_config)
+def cmd_distill_consistency(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    teacher:Path=WORLD,                     # folder of the world to distil
+    adversarial:bool=True,                  # without the discriminator
+    solver_step:float=0.,                   # of discrete distillation, in [0, 1); 0: none
+    clips:int=16,                           # training clips on which the sampling is chosen
+    float32:bool=False,                     # no bf16 autocast: right where the CPU has no bf16
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """NFD+: continuous-time consistency distillation, with a discriminator.
+    Recipe: 800 steps of 4 clips in bf16, learning rate 0.0001, a checkpoint every 100."""
+    from nfd_ref.consistency import CONSISTENCY_RECIPE, ConsistencyConfig, distill_consistency
+    from nfd_ref.release import choose_sampling
     from nfd_ref.video import VideoFolder
-    if a.states < 1: raise ValueError(f'--states {a.states}: at least 1')
-    record_branches(a.out, VideoFolder(a.data, 'test'), a.states, seed=a.seed)
-    print(f'{a.states} states -> {a.out}')
+    cfg = train_config(CONSISTENCY_RECIPE, **kwargs)
+    if cfg.compile:
+        raise ValueError('--compile: forward-mode derivatives are not compiled here; leave it out')
+    if not 0 <= solver_step < 1: raise ValueError(f'--solver-step {solver_step}: a step in [0, 1)')
+    if float32: cfg = replace(cfg, bf16=False)
+    method = ConsistencyConfig(solver_step=solver_step)
+    if not adversarial: method = replace(method, adversarial=0.)
 
-def cmd_evaluate(a):
+    videos = VideoFolder(data, 'train')
+    distill_consistency(out, teacher, videos, cfg, method, resume=resume)
+    sampling = choose_sampling(out/'final', videos, clips=clips)
+    print(json.dumps(sampling))
+    print(f'-> nfd-ref play {out/"final"}')
+
+@command('tokenizer', 'world', 'out')
+def cmd_release(
+    tokenizer:Path,             # folder of the trained tokenizer
+    world:Path,                 # folder of the trained world
+    out:Path,                   # the playable folder: must be new
+    data:Path=VIDEO,            # video that judges it
+    clips:int=64,               # held-out clips it is measured on
+):
+    "Put a tokenizer and a world together, measured on held-out video."
+    from nfd_ref.release import release
+    print(json.dumps(release(tokenizer, world, out, data, clips), indent=1))
+
+@command('world')
+def cmd_evaluate(
+    world:Path=WORLD,                   # folder of a world
+    out:Annotated[Path, Wanted]=None,   # report, NAME.json; NAME.png is written as well
+    data:Path=VIDEO,                    # video folder: its test episodes judge
+    branches:Path=BRANCHES,             # from nfd-ref branches, of the same episodes
+    idm:Path=JUDGE,                     # from nfd-ref train idm
+    quick:bool=False,                   # under a minute: to see that it works, not to compare
+    seed:int=0,                         # of the clips and the noise
+    engine:str=None,                    # see 06b_engines; +bf16: half precision (the fastest)
+    leaderboard:Path=None,              # JSON file to put a row into
+    name:str=None,                      # of the world there (its folder)
+    i3d:Path=None,                      # i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD
+    vgg:Path=None,                      # vgg16.pt of StyleGAN3, if you have it: adds LPIPS
+):
+    """Measure a world: quality, distance, actions, counterfactuals, drift, memory.
+    Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
+    strips beside it."""
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
-    r = evaluate(a.world, a.data, a.branches, a.idm, a.out, QUICK if a.quick else Protocol(), a.seed, i3d=a.i3d, vgg=a.vgg, **engine(a.engine))
-    row = leaderboard_row(r, a.name or a.world.name, 'nfd-ref evaluate' + (f' {a.world}' if a.world != WORLD else '') + f' --out report.json --seed {a.seed}' + (f' --engine {a.engine}' if a.engine else '') + (' --quick' if a.quick else ''))
-    if a.leaderboard: add_to_leaderboard(a.leaderboard, row)
-    for k, v in row.items(): print(f'{k:20} {v}')
-    print(f'-> {a.out}, {a.out.with_suffix(".png")}')
+    protocol = QUICK if quick else Protocol()
+    report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
+                      **engine_kwargs(engine))
 
-def engine(name):
-    "'native+bf16' -> what `World` wants to know."
-    import torch
-    name, _, half = (name or '').partition('+')
-    if half not in ('', 'bf16'): raise ValueError(f'engine "{name}+{half}": after + comes bf16')
-    return (dict(engine=name) if name else {}) | (dict(dtype=torch.bfloat16) if half else {})
+    words = 'nfd-ref evaluate'
+    if world != WORLD: words += f' {world}'
+    words += f' --out report.json --seed {seed}'
+    if engine: words += f' --engine {engine}'
+    if quick: words += ' --quick'
+    row = leaderboard_row(report, name or world.name, words)
+    if leaderboard: add_to_leaderboard(leaderboard, row)
+    for key, value in row.items(): print(f'{key:20} {value}')
+    print(f'-> {out}, {out.with_suffix(".png")}')
 
-def cmd_bench(a):
+@command('world')
+def cmd_bench(
+    world:Path=WORLD,           # folder of a world
+    preset:str=None,            # random weights at this shape: nfd_130m, nfd_310m or nfd_774m
+    engines:str=None,           # comma-separated, baseline first; +bf16: half (all that run here)
+    frames:int=100,             # timed frames of each
+    steps:int=None,             # denoising steps a frame (those of the world)
+    window:int=None,            # frames looked back at, with --preset
+    growth:bool=False,          # instead: cost as frames, window, steps, batch and size grow
+    threads:int=None,           # CPU threads (PyTorch's choice)
+    device:str=None,            # cpu or cuda (cuda where there is one)
+    out:Path=None,              # JSON file to write as well
+):
+    """How fast is it: the engines in turns, beside what the machine could do.
+    Prints a protocol card, the measured roofline of this machine, the time of each engine, and the
+    JSON of it all as the last line."""
     import torch
-    from nfd_ref.speed import bench, growth, random_world, still
-    from nfd_ref.streaming import ENGINES, World
-    if a.threads: torch.set_num_threads(a.threads)
-    if a.frames < 1: raise ValueError(f'--frames {a.frames}: at least 1')
-    if a.window and not a.preset: raise ValueError('--window goes with --preset: a trained world keeps its own')
-    if a.growth: return growth(a.out, a.device)
-    given = {k: v for k, v in dict(steps=a.steps, device=a.device).items() if v is not None}
+    from nfd_ref import speed
+    from nfd_ref.engines import ENGINES
+    from nfd_ref.growth import growth as measure_growth
+    from nfd_ref.streaming import World
+    if threads: torch.set_num_threads(threads)
+    if frames < 1: raise ValueError(f'--frames {frames}: at least 1')
+    if window and not preset:
+        raise ValueError('--window goes with --preset: a trained world keeps its own')
+    if growth:
+        measure_growth(out, device)
+        return
+
     def load(name):
-        kw = given | engine(name)
-        return random_world(a.preset, a.window, **kw) if a.preset else World.load(a.world, **kw)
-    cuda = (a.device or ('cuda' if torch.cuda.is_available() else 'cpu')).startswith('cuda')
-    names = [n for n in ENGINES if n != ('native' if cuda else 'graph')]
-    names = a.engines.split(',') if a.engines else names + ['static+bf16', 'compiled+bf16', f'{names[-1]}+bf16']
-    worlds = {n: load(n) for n in names}
-    bench(worlds, still(next(iter(worlds.values()))), a.out, a.frames, min(10, a.frames))
+        kwargs = chosen(steps=steps, device=device) | engine_kwargs(name)
+        if preset: return speed.random_world(preset, window, **kwargs)
+        return World.load(world, **kwargs)
 
-def cmd_release(a):
-    from nfd_ref.streaming import release
-    print(json.dumps(release(a.tokenizer, a.world, a.out, a.data, a.clips), indent=1))
+    kind = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')).type
+    names = [name for name, engine in ENGINES.items() if kind in engine.devices]
+    names += ['static+bf16', 'compiled+bf16', f'{names[-1]}+bf16']
+    if engines: names = engines.split(',')
+    worlds = {name: load(name) for name in names}
+    start = speed.still(worlds[names[0]])
+    speed.bench(worlds, start, out, frames, min(10, frames))
 
-def cmd_build(a):
-    from nfd_ref import training as T
-    from nfd_ref.streaming import release
-    from nfd_ref.tokenizer import Tokenizer, TokenizerConfig, load_model
+@command('out')
+def cmd_build(
+    out:Path,                   # folder for all of it; OUT/play is playable
+    recipe:str='cpu',           # cpu (two hours on two cores), cuda (minutes?) or tiny (a minute)
+    data:Path=VIDEO,            # video that judges it
+):
+    """All of it: record, train both, release.
+    Goes on where it was stopped. The recipe tiny shows that the path works, not what it can do;
+    cuda has not been timed."""
+    from nfd_ref.doom import Recorder, record
+    from nfd_ref.release import release
+    from nfd_ref.training import RECIPES, train_tokenizer, train_world
     from nfd_ref.transformer import DITS
-    from nfd_ref.video import Recorder, VideoFolder, record
-    if a.recipe not in T.RECIPES: raise ValueError(f'no recipe "{a.recipe}"; there are {", ".join(T.RECIPES)}')
-    r, done = T.RECIPES[a.recipe], lambda part: (a.out/part/'final').exists()
-    record(a.out/'video', Recorder(crf=18), r.episodes, r.test, r.seed)
-    train, test = VideoFolder(a.out/'video', 'train'), VideoFolder(a.out/'video', 'test')
-    if not done('tokenizer'): T.train_tokenizer(a.out/'tokenizer', train, r.tokenizer, resume=True)
-    tok, _ = load_model(a.out/'tokenizer'/'final', 'tokenizer', Tokenizer, TokenizerConfig)
-    if not done('world'): T.train_world(a.out/'world', train, tok, r.world, DITS[r.preset], r.length, held_out=test, resume=True)
-    metrics = release(a.out/'tokenizer'/'final', a.out/'world'/'final', a.out/'play', a.data)
-    print(json.dumps(metrics['psnr']), f'-> nfd-ref play {a.out/"play"}', sep='\n')
+    from nfd_ref.video import VideoFolder
+    if recipe not in RECIPES:
+        raise ValueError(f'no recipe "{recipe}"; there are {", ".join(RECIPES)}')
+    plan = RECIPES[recipe]
+    tokenizer = out/'tokenizer'
+    world = out/'world'
 
-def cmd_lab(a):
-    if not find_spec('jupyterlab'): raise ImportError('JupyterLab is not installed: pip install -c constraints.txt jupyterlab')
+    record(out/'video', Recorder(crf=18), plan.episodes, plan.test, plan.seed)
+    train = VideoFolder(out/'video', 'train')
+    test = VideoFolder(out/'video', 'test')
+    if not (tokenizer/'final').exists():
+        train_tokenizer(tokenizer, train, plan.tokenizer, resume=True)
+    tok = load_tokenizer(tokenizer/'final')
+    if not (world/'final').exists():
+        train_world(world, train, tok, plan.world, DITS[plan.preset], plan.length, held_out=test,
+                    resume=True)
+    metrics = release(tokenizer/'final', world/'final', out/'play', data)
+    print(json.dumps(metrics['psnr']))
+    print(f'-> nfd-ref play {out/"play"}')
+
+@command()
+def cmd_lab():
+    "Open JupyterLab at the notebooks."
+    if not find_spec('jupyterlab'):
+        raise ImportError('JupyterLab is not installed: pip install -c constraints.txt jupyterlab')
     sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(HERE/'nbs')]))
-
-def main(argv=None):
-    "Run a command; a mistake of the user's is one line and exit code 2."
-    p = parser(); a = p.parse_args(argv)
-    if not a.command: p.print_help(); return 0
-    try: globals()[f'cmd_{a.command}'](a)
-    except KeyboardInterrupt: print('\nstopped', file=sys.stderr); return 130
-    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as e:
-        print(f'nfd-ref {a.command}: {e}', file=sys.stderr); return 2
-    return 0
 
 if __name__ == '__main__': sys.exit(main())

@@ -1,165 +1,450 @@
-"The command as a new user meets it: it plays, and every mistake is one line that says what to do, leaving nothing half-written."
-import json, os, pty, re, select, shutil, subprocess, sys, time
+"""The command as a new user meets it: it plays, and every mistake is one line that says what to do,
+leaving nothing half-written."""
+
+import inspect
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
-import av, numpy as np, pytest
+import av
+import numpy as np
+import pytest
+import torch
 from nfd_ref import cli
-from nfd_ref.video import VideoFolder, video_info, read_frames
+from nfd_ref.consistency import CONSISTENCY_RECIPE
+from nfd_ref.judge import IDM_RECIPE
+from nfd_ref.storage import write_json
+from nfd_ref.training import TOKENIZER_RECIPE, WORLD_RECIPE
+from nfd_ref.video import ActionSpace, VideoFolder, read_frames, save_episode, video_info
 
 ROOT = Path(__file__).parents[1]
-WORLD, DATA = ROOT/'data'/'world', ROOT/'data'/'my_way_home'
+WORLD = ROOT/'data'/'world'
+STUDENT = ROOT/'data'/'distilled'
+DATA = ROOT/'data'/'my_way_home'
+BRANCHES = ROOT/'data'/'branches'
+COMMAND = Path(sys.executable).with_name('nfd-ref')
+WORDS = (
+    'play', 'record', 'branches', 'train tokenizer', 'train world', 'train idm',
+    'distill consistency', 'release', 'evaluate', 'bench', 'build', 'lab')
+
+needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
+
+# ---- what the tests say
 
 def run(capsys, *args):
-    code = cli.main([str(a) for a in args]); out = capsys.readouterr()
-    return code, out.out, out.err
+    "(exit code, stdout, stderr) of `nfd-ref ARGS`."
+    code = cli.main([str(arg) for arg in args])
+    said = capsys.readouterr()
+    return code, said.out, said.err
 
-def files(d): return sorted(str(p.relative_to(d)) for p in Path(d).rglob('*'))
+def works(capsys, *args):
+    "The command does what it is told; gives its stdout."
+    code, out, err = run(capsys, *args)
+    assert code == 0, err
+    return out
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob('*'))
 
 def fails(capsys, folder, *args, says):
     "The command fails with one line that says `says`, and leaves `folder` as it was."
-    before = files(folder); code, _, err = run(capsys, *args)
-    line = [l for l in err.splitlines() if l.startswith('nfd-ref ')]
-    assert code != 0 and len(line) == 1 and says in line[0] and 'Traceback' not in err, err
+    before = files(folder)
+    code, _, err = run(capsys, *args)
+    lines = [line for line in err.splitlines() if line.startswith('nfd-ref ')]
+    assert code == 2
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f'nfd-ref {args[0]}: ')
+    assert says in lines[0]
+    assert 'Traceback' not in err
     assert files(folder) == before
 
-def test_help_reads_well():
-    r = subprocess.run([Path(sys.executable).with_name('nfd-ref'), '--help'], capture_output=True, text=True); assert r.returncode == 0
-    for c in ('play', 'record', 'branches', 'train', 'distill', 'release', 'evaluate', 'bench', 'build', 'lab'): assert re.search(rf'^    {c} ', r.stdout, re.M)
-    for c in (['play'], ['record'], ['train', 'world'], ['train', 'tokenizer'], ['train', 'idm'], ['distill', 'consistency'], ['bench'], ['branches'], ['release'], ['evaluate'], ['build'], ['lab']):
-        assert subprocess.run([Path(sys.executable).with_name('nfd-ref'), *c, '--help'], capture_output=True).returncode == 0
+def help_of(*words):
+    shown = subprocess.run([COMMAND, *words, '--help'], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    return ' '.join(shown.stdout.split())
 
-@pytest.mark.parametrize('world, how', [('world', '4 euler steps'), ('distilled', '2 consistency steps')])
+# ---- help
+
+def test_help_lists_every_command():
+    shown = subprocess.run([COMMAND, '--help'], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for words in WORDS: assert re.search(rf'^    {words.split()[0]} ', shown.stdout, re.M)
+    assert {' '.join(words) for words in cli.COMMANDS} == set(WORDS)
+
+def test_without_a_command_it_is_the_help(capsys):
+    assert 'COMMAND' in works(capsys)
+
+@pytest.mark.parametrize('words', WORDS)
+def test_every_argument_has_a_text(words):
+    func, positional = cli.COMMANDS[tuple(words.split())]
+    shown = argparse_actions(words)
+    assert set(inspect.signature(func).parameters) == set(shown)
+    for name, action in shown.items(): assert action.help.strip(), name
+
+def argparse_actions(words):
+    "{name: action} of one command, --help left out."
+    found = cli.parser()
+    for word in words.split(): found = found._subparsers._group_actions[0].choices[word]
+    return {action.dest: action for action in found._actions if action.dest != 'help'}
+
+def test_help_names_defaults_as_one_would_type_them():
+    shown = help_of('play')
+    for text in ('(default: data/distilled)', '(default: play.mp4)', '(default: 0)'):
+        assert text in shown
+    assert '(default: False)' not in shown
+
+@pytest.mark.parametrize('words, recipe', [
+    ('train tokenizer', TOKENIZER_RECIPE),
+    ('train world', WORLD_RECIPE),
+    ('train idm', IDM_RECIPE),
+    ('distill consistency', CONSISTENCY_RECIPE)])
+def test_help_of_a_training_has_the_numbers_of_its_recipe(words, recipe):
+    shown = help_of(*words.split())
+    for text in (
+        f'{recipe.steps} steps of {recipe.batch} ',
+        f'learning rate {recipe.lr:.6f}'.rstrip('0'),
+        f'a checkpoint every {recipe.save_every}'): assert text in shown
+    assert ('in bf16' in shown) == recipe.bf16
+
+def test_help_is_quick_because_it_loads_no_torch():
+    code = 'import sys; from nfd_ref import cli; cli.parser(); assert "torch" not in sys.modules'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+def test_a_training_flag_stands_in_the_recipe_s_place():
+    cfg = cli.train_config(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
+    assert cfg == replace(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
+    assert cfg.bf16
+
+# ---- play
+
+@pytest.mark.slow
+@pytest.mark.parametrize('world, how', [
+    (WORLD, '4 euler steps'),
+    (STUDENT, '2 consistency steps')])
 def test_play_writes_what_it_made_and_says_how_fast(tmp_path, capsys, world, how):
-    code, out, _ = run(capsys, 'play', WORLD.parent/world, '--frames', 30, '--out', tmp_path/'a.mp4', '--gif', tmp_path/'a.gif')
-    assert code == 0 and files(tmp_path) == ['a.gif', 'a.mp4'] and video_info(tmp_path/'a.mp4')[0] == 30
-    assert re.search(r'30 frames at \d+\.\d FPS', out) and f'80x48 pixels, {how}, engine native, CPU' in out
-    assert read_frames(tmp_path/'a.mp4').std(0).mean() > 5          # it moves
+    mp4 = tmp_path/'a.mp4'
+    out = works(capsys, 'play', world, '--frames', 30, '--out', mp4, '--gif', tmp_path/'a.gif')
+    assert files(tmp_path) == ['a.gif', 'a.mp4']
+    assert video_info(mp4)[0] == 30
+    assert re.search(r'30 frames at \d+\.\d FPS', out)
+    assert f'80x48 pixels, {how}, engine native, CPU' in out
+    assert read_frames(mp4).std(0).mean() > 5           # it moves
 
+@pytest.mark.slow
 def test_play_is_reproducible(tmp_path, capsys):
-    for n in 'ab': run(capsys, 'play', '--actions', 'forward*6, turn left*6', '--out', tmp_path/f'{n}.mp4')
-    assert (tmp_path/'a.mp4').read_bytes() == (tmp_path/'b.mp4').read_bytes()
-    run(capsys, 'play', '--actions', 'forward*6, turn left*6', '--seed', 1, '--out', tmp_path/'c.mp4')
-    assert (tmp_path/'a.mp4').read_bytes() != (tmp_path/'c.mp4').read_bytes()
+    trace = ('--actions', 'forward*6, turn left*6')
+    for name, seed in dict(a=0, b=0, c=1).items():
+        works(capsys, 'play', *trace, '--seed', seed, '--out', tmp_path/f'{name}.mp4')
+    first, second, other = ((tmp_path/f'{name}.mp4').read_bytes() for name in 'abc')
+    assert first == second
+    assert first != other
+
+def test_play_says_in_which_precision(tmp_path, capsys):
+    half = ('--engine', 'static+bf16')
+    out = works(capsys, 'play', '--frames', 2, *half, '--out', tmp_path/'a.mp4')
+    assert 'engine static, bfloat16, CPU' in out
+
+class Terminal:
+    "`nfd-ref ARGS` behind a pseudo-terminal."
+    def __init__(self, *args):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0: os.execv(sys.executable, [sys.executable, '-m', 'nfd_ref.cli', *args])
+        self.ends = time.time() + 90
+
+    def read(self, until):
+        "What it writes, until `until` stands in it."
+        seen = ''
+        while until not in seen and time.time() < self.ends:
+            if not select.select([self.fd], [], [], .2)[0]: continue
+            try:
+                seen += os.read(self.fd, 65536).decode(errors='replace')
+            except OSError:                             # it has ended
+                break
+        assert until in seen, seen[-300:]
+        return seen
+
+    def press(self, keys): os.write(self.fd, keys.encode())
+
+@pytest.mark.slow
+def test_keys_in_a_real_terminal(tmp_path):
+    "Walk, turn, leave."
+    mp4 = tmp_path/'k.mp4'
+    terminal = Terminal('play', '--keys', '--out', str(mp4))
+    assert '▀' in terminal.read('FPS possible')
+    terminal.press('w')
+    terminal.read('\nforward ')
+    terminal.press('qe')                                # two keys at once: the last one counts
+    terminal.read('\nturn right ')
+    terminal.press('x')
+    assert re.search(r'\d+ frames -> ', terminal.read('frames -> '))
+    assert os.waitpid(terminal.pid, 0)[1] == 0
+    assert video_info(mp4)[0] > 2
+
+# ---- mistakes in the arguments
+
+@pytest.mark.parametrize('args, says', [
+    (['nowhere'], 'no such folder'),
+    ([WORLD/'world.json'], 'no such folder'),
+    (['--data', 'nowhere'], 'no such folder of video'),
+    (['--steps', 0], 'at least 1 is needed'),
+    (['--engine', 'warp'], 'no engine "warp"'),
+    (['--engine', 'static+fp4'], 'after + comes bf16'),
+    (['--frames', -5], 'at least 1'),
+    (['--frames', 0], 'at least 1'),
+    (['--clip', 99], 'held-out episodes, 0..'),
+    (['--start', 100000], 'wanted, it has'),
+    (['--actions', 'fly*3'], 'no choice "fly"'),
+    (['--actions', 'forward*0'], '1 or more'),
+    (['--keys'], 'needs a terminal')])
+def test_mistakes_in_playing(tmp_path, capsys, args, says):
+    fails(capsys, tmp_path, 'play', *args, '--out', tmp_path/'o.mp4', says=says)
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_cuda_where_there_is_none(tmp_path, capsys):
+    cuda = ('--device', 'cuda')
+    fails(capsys, tmp_path, 'play', *cuda, '--out', tmp_path/'o.mp4', says='no CUDA GPU')
+
+def test_a_film_of_another_type(tmp_path, capsys):
+    avi = tmp_path/'film.avi'
+    fails(capsys, tmp_path, 'play', '--out', avi, '--frames', 2, says='can write .mp4 and .gif')
+
+def test_mistakes_in_recording(tmp_path, capsys):
+    out = tmp_path/'r'
+    fails(capsys, tmp_path, 'record', out, '--size', '80by48', says='wanted WIDTHxHEIGHT')
+
+@needs_vizdoom
+def test_mistakes_in_the_scenario(tmp_path, capsys):
+    out = tmp_path/'r'
+    fails(capsys, tmp_path, 'record', out, '--scenario', 'nowhere', says='no ViZDoom scenario')
+
+def test_mistakes_in_training(tmp_path, capsys):
+    run_in = ('--data', DATA, '--out', tmp_path/'t')
+    no_tokenizer = ('--tokenizer', tmp_path)
+    fails(capsys, tmp_path, 'train', 'world', *run_in, *no_tokenizer, says='no such file')
+    fails(capsys, tmp_path, 'train', 'world', *run_in, *no_tokenizer, '--preset', 'huge',
+          says='no preset "huge"')
+    fails(capsys, tmp_path, 'train', 'tokenizer', *run_in, '--steps', 0, says='steps is 0')
+
+def test_mistakes_in_distilling(tmp_path, capsys):
+    distill = ('distill', 'consistency', '--data', DATA, '--out', tmp_path/'d')
+    fails(capsys, tmp_path, *distill, '--compile', says='leave it out')
+    fails(capsys, tmp_path, *distill, '--solver-step', 1, says='a step in [0, 1)')
+
+def test_what_must_be_given(capsys):
+    for words in (['train', 'world'], ['evaluate'], ['record'], ['train']):
+        with pytest.raises(SystemExit) as left: cli.main(words)
+        assert left.value.code == 2
+    assert 'required' in capsys.readouterr().err
+
+# ---- spoilt files
 
 @pytest.fixture
-def world(tmp_path): shutil.copytree(WORLD, tmp_path/'w'); return tmp_path/'w'
-
-def test_mistakes_in_the_arguments(tmp_path, capsys):
-    f = lambda *a, says: fails(capsys, tmp_path, *a, '--out', tmp_path/'o.mp4', says=says)
-    f('play', tmp_path/'nowhere', says='no such folder')
-    f('play', WORLD/'world.json', says='no such folder')
-    f('play', '--data', tmp_path/'nowhere', says='no such folder of video')
-    f('play', '--steps', 0, says='at least 1 is needed')
-    f('play', '--engine', 'warp', says='no engine "warp"')
-    f('play', '--engine', 'static+fp4', says='after + comes bf16')
-    f('play', '--frames', -5, says='at least 1')
-    f('play', '--frames', 0, says='at least 1')
-    f('play', '--clip', 99, says='held-out episodes, 0..')
-    f('play', '--start', 100000, says='wanted, it has')
-    f('play', '--actions', 'fly*3', says='no choice "fly"')
-    f('play', '--actions', 'forward*0', says='1 or more')
-    f('play', '--device', 'cuda', says='no CUDA GPU') if not __import__('torch').cuda.is_available() else None
-    fails(capsys, tmp_path, 'play', '--out', tmp_path/'film.avi', '--frames', 2, says='can write .mp4 and .gif')
-    f('play', '--keys', says='needs a terminal')
-    fails(capsys, tmp_path, 'record', tmp_path/'r', '--size', '80by48', says='wanted WIDTHxHEIGHT')
-    fails(capsys, tmp_path, 'record', tmp_path/'r', '--scenario', 'nowhere', says='no ViZDoom scenario') if __import__('importlib').util.find_spec('vizdoom') else None
-    fails(capsys, tmp_path, 'train', 'world', '--data', DATA, '--out', tmp_path/'t', '--tokenizer', tmp_path, says='no such file')
-    fails(capsys, tmp_path, 'train', 'tokenizer', '--data', DATA, '--out', tmp_path/'t', '--steps', 0, says='steps is 0')
-
-def test_bench(tmp_path, capsys):
-    code, out, _ = run(capsys, 'bench', '--engines', 'recompute,static+bf16', '--frames', 2, '--device', 'cpu', '--out', tmp_path/'b.json')
-    lines = out.splitlines(); r = json.loads(lines[-1]); assert code == 0
-    assert r == json.loads((tmp_path/'b.json').read_text()) and list(r['ladder']) == ['recompute', 'static+bf16'] and r['card']['timed_frames'] == 2
-    assert lines[0].startswith('commit') and all(x['step']['median'] >= x['latents']['median'] > x['ceiling_ms'] > 0 for x in r['ladder'].values())
-    for *a, says in (('--engines', 'warp', 'no engine "warp"'), ('--engines', 'static+fp4', 'after + comes bf16'), ('--engines', 'rolling+bf16', 'needs one of ring'), ('--preset', 'nfd_1b', 'no preset'), ('--window', '8', 'goes with --preset'), ('--frames', 0, 'at least 1')):
-        fails(capsys, tmp_path, 'bench', *a, says=says)
+def world(tmp_path):
+    shutil.copytree(WORLD, tmp_path/'w')
+    return tmp_path/'w'
 
 def test_spoilt_weights(tmp_path, world, capsys):
-    play = lambda says: fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
-    whole = (world/'world.safetensors').read_bytes()
-    for n in (0, 7, 100, len(whole) // 2, len(whole) - 1): (world/'world.safetensors').write_bytes(whole[:n]); play('not a whole safetensors file')
-    (world/'world.safetensors').write_bytes((world/'tokenizer.safetensors').read_bytes()); play('model of another shape')
-    (world/'world.safetensors').unlink(); play('no such weights')
-    (world/'world.safetensors').write_bytes(whole)
-    info = json.loads((world/'world.json').read_text())
-    for change, says in ((dict(shape=info['shape'] | dict(layers=5)), 'another shape'), (dict(shape=info['shape'] | dict(colour=3)), 'not a valid DiTConfig'), (dict(kind='tokenizer'), 'not the config of a world'), (dict(action_space=dict(name='x', fields=dict(a=['p', 'q']))), 'action space has')):
-        (world/'world.json').write_text(json.dumps(info | change)); play(says)
-    (world/'world.json').write_text('{"format": 1,'); play('not readable as JSON')
+    weights = world/'world.safetensors'
+    whole = weights.read_bytes()
+    def refused(says):
+        fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
 
-def test_spoilt_video(tmp_path, capsys):
-    d = tmp_path/'video'; shutil.copytree(DATA, d); test = json.loads((d/'dataset.json').read_text())['test']
-    play = lambda says, **kw: fails(capsys, tmp_path, 'play', '--data', d, '--out', tmp_path/'o.mp4', says=says)
-    mp4, whole = d/f'{test[0]}.mp4', (d/f'{test[0]}.mp4').read_bytes()
-    for n in (0, 1000, len(whole) // 2): mp4.write_bytes(whole[:n]); play(mp4.name)
-    mp4.write_text('this is not a video'); play('not a readable video')
-    mp4.write_bytes(whole); mp4.with_suffix('.npz').write_bytes(b'PK\x03\x04 no'); play('not a readable .npz')
-    np.savez(mp4.with_suffix('.npz'), actions=np.zeros((7, 1), int)); play('7 actions')
-    np.savez(mp4.with_suffix('.npz'), actions=np.full((video_info(mp4)[0], 1), 11)); play('out of range')
-    (d/'dataset.json').unlink(); play('no such file')
+    for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:size])
+        refused('not a whole safetensors file')
+    weights.write_bytes((world/'tokenizer.safetensors').read_bytes())
+    refused('model of another shape')
+    weights.unlink()
+    refused('no such weights')
+
+INFO = json.loads((WORLD/'world.json').read_text())
+TWO_CHOICES = dict(name='x', fields=dict(a=['p', 'q']))
+
+@pytest.mark.parametrize('change, says', [
+    (dict(shape=INFO['shape'] | dict(layers=5)), 'another shape'),
+    (dict(shape=INFO['shape'] | dict(colour=3)), 'not a valid DiTConfig: unknown field "colour"'),
+    (dict(colour=3), 'not a valid WorldInfo: unknown field "colour"'),
+    (dict(kind='tokenizer'), "kind 'tokenizer', but WorldInfo is kind 'world'"),
+    (dict(format=9), 'format 9, but WorldInfo is format 1'),
+    (dict(action_space=TWO_CHOICES), 'action space has'),
+    (dict(action_space=dict(name='x')), 'not a valid')])
+def test_a_spoilt_world_json(tmp_path, world, capsys, change, says):
+    (world/'world.json').write_text(json.dumps(INFO | change))
+    fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
+
+def test_half_a_world_json(tmp_path, world, capsys):
+    file = world/'world.json'
+    without_fps = {key: value for key, value in INFO.items() if key != 'fps'}
+    for text, says in (
+        (json.dumps(without_fps), 'not a valid WorldInfo: no field "fps"'),
+        (json.dumps([INFO]), 'a JSON object is wanted'),
+        ('{"format": 1,', 'not readable as JSON')):
+        file.write_text(text)
+        fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
+
+@pytest.fixture
+def video(tmp_path):
+    shutil.copytree(DATA, tmp_path/'video')
+    return tmp_path/'video'
+
+@pytest.mark.slow
+def test_spoilt_video(tmp_path, video, capsys):
+    name = json.loads((video/'dataset.json').read_text())['test'][0]
+    mp4 = video/f'{name}.mp4'
+    npz = video/f'{name}.npz'
+    whole = mp4.read_bytes()
+    frames = video_info(mp4)[0]
+    def refused(says):
+        fails(capsys, tmp_path, 'play', '--data', video, '--out', tmp_path/'o.mp4', says=says)
+
+    for size in (0, 1000, len(whole) // 2):
+        mp4.write_bytes(whole[:size])
+        refused(mp4.name)
+    mp4.write_text('this is not a video')
+    refused('not a readable video')
+
+    mp4.write_bytes(whole)
+    npz.write_bytes(b'PK\x03\x04 no')
+    refused('not a readable .npz')
+    np.savez(npz, actions=np.zeros((7, 1), int))
+    refused('7 actions')
+    np.savez(npz, actions=np.full((frames, 1), 11))
+    refused('out of range')
+
+    (video/'dataset.json').unlink()
+    refused('no such file')
 
 def test_another_action_space_is_refused(tmp_path, capsys):
-    from nfd_ref.video import ActionSpace, save_episode, write_json
-    from dataclasses import asdict, replace
-    v = VideoFolder(DATA, 'test'); space = ActionSpace('two', dict(go=('no', 'yes')))
-    save_episode(tmp_path/'v', 'a', replace(v.clip(0, 0, 20), space=space, actions=np.zeros((20, 1), int)))
-    write_json(tmp_path/'v'/'dataset.json', dict(fps=20, action_space=asdict(space), test=['a']))
-    fails(capsys, tmp_path, 'play', '--data', tmp_path/'v', '--out', tmp_path/'o.mp4', says='this world of "doom9"')
+    space = ActionSpace('two', dict(go=('no', 'yes')))
+    clip = VideoFolder(DATA, 'test').clip(0, 0, 20)
+    other = replace(clip, space=space, actions=np.zeros((20, 1), int))
+    folder = tmp_path/'v'
+    save_episode(folder, 'a', other)
+    write_json(folder/'dataset.json', dict(fps=20, action_space=asdict(space), test=['a']))
+    fails(capsys, tmp_path, 'play', '--data', folder, '--out', tmp_path/'o.mp4',
+          says='this world of "doom9"')
+
+# ---- a spoilt machine
 
 def test_no_codec(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(av, 'codecs_available', av.codecs_available - {'libx264'})
-    fails(capsys, tmp_path, 'play', '--frames', 2, '--out', tmp_path/'o.mp4', says='cannot encode H.264')
+    fails(capsys, tmp_path, 'play', '--frames', 2, '--out', tmp_path/'o.mp4',
+          says='cannot encode H.264')
 
-@pytest.mark.skipif(os.name != 'posix' or os.geteuid() != 0, reason='mounting a small file system needs root')
-def test_full_disk(tmp_path, capsys):
-    d = tmp_path/'small'; d.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=24k', 'tmpfs', str(d)], capture_output=True).returncode: pytest.skip('cannot mount a tmpfs here')
-    try:
-        fails(capsys, d, 'play', '--frames', 40, '--out', d/'o.mp4', says='No space left')
-        fails(capsys, d, 'play', '--frames', 4, '--out', tmp_path/'o.mp4', '--gif', d/'o.gif', says='No space left')
-        fails(capsys, d, 'release', WORLD, WORLD, d/'w', '--clips', 4, says='No space left')
-    finally: subprocess.run(['umount', str(d)])
+@pytest.fixture
+def small_disk(tmp_path):
+    "A folder with room for 24 kB."
+    if os.name != 'posix' or os.geteuid() != 0:
+        pytest.skip('mounting a small file system needs root')
+    disk = tmp_path/'small'
+    disk.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=24k', 'tmpfs', str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('cannot mount a tmpfs here')
+    yield disk
+    subprocess.run(['umount', str(disk)])
 
-def test_keys_in_a_real_terminal(tmp_path):
-    "Drive `play --keys` through a pseudo-terminal: walk, turn, leave."
-    pid, fd = pty.fork()
-    if pid == 0: os.execv(sys.executable, [sys.executable, '-m', 'nfd_ref.cli', 'play', '--keys', '--out', str(tmp_path/'k.mp4')])
-    seen, t = '', time.time()
-    def read(until, limit=90):
-        nonlocal seen
-        while until not in seen and time.time() - t < limit:
-            if select.select([fd], [], [], .2)[0]:
-                try: seen += os.read(fd, 65536).decode(errors='replace')
-                except OSError: return
-    read('FPS possible'); assert '▀' in seen
-    os.write(fd, b'w'); seen = ''; read('\nforward ')
-    os.write(fd, b'qe'); read('\nturn right ')          # two keys at once: the last one counts
-    assert '\nforward ' in seen and '\nturn right ' in seen
-    os.write(fd, b'x'); read('frames ->', 30)
-    assert re.search(r'\d+ frames -> ', seen), seen[-300:]
-    assert os.waitpid(pid, 0)[1] == 0 and video_info(tmp_path/'k.mp4')[0] > 2
+@pytest.mark.slow
+def test_full_disk(tmp_path, small_disk, capsys):
+    full = 'No space left'
+    gif = small_disk/'o.gif'
+    mp4 = small_disk/'o.mp4'
+    fails(capsys, small_disk, 'play', '--frames', 40, '--out', mp4, says=full)
+    fails(capsys, small_disk, 'play', '--frames', 4, '--out', tmp_path/'o.mp4', '--gif', gif,
+          says=full)
+    fails(capsys, small_disk, 'release', WORLD, WORLD, small_disk/'w', '--clips', 4, says=full)
 
+# ---- measure
+
+@pytest.mark.slow
+def test_bench(tmp_path, capsys):
+    engines = ('--engines', 'recompute,static+bf16')
+    out = works(capsys, 'bench', *engines, '--frames', 2, '--device', 'cpu',
+                '--out', tmp_path/'b.json')
+    lines = out.splitlines()
+    record = json.loads(lines[-1])
+    assert lines[0].startswith('commit')
+    assert record == json.loads((tmp_path/'b.json').read_text())
+    assert record['card']['timed_frames'] == 2
+    assert list(record['ladder']) == ['recompute', 'static+bf16']
+    for row in record['ladder'].values():
+        assert row['step']['median'] >= row['latents']['median'] > 0
+        assert row['roofline_ms'] > 0
+
+@pytest.mark.parametrize('args, says', [
+    (['--engines', 'warp'], 'no engine "warp"'),
+    (['--engines', 'static+fp4'], 'after + comes bf16'),
+    (['--engines', 'rolling+bf16'], 'bfloat16'),
+    (['--preset', 'nfd_1b'], 'no preset'),
+    (['--window', 8], 'goes with --preset'),
+    (['--frames', 0], 'at least 1')])
+def test_mistakes_in_bench(tmp_path, capsys, args, says):
+    fails(capsys, tmp_path, 'bench', *args, says=says)
+
+@pytest.mark.slow
 def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys):
-    code, out, err = run(capsys, 'evaluate', '--quick', '--engine', 'native+bf16', '--out', tmp_path/'r.json', '--leaderboard', tmp_path/'board.json', '--name', 'shipped'); assert code == 0, err
-    r, board = json.loads((tmp_path/'r.json').read_text()), json.loads((tmp_path/'board.json').read_text())
-    assert r['quality']['recorded']['psnr']['mean'][0] == 60 and 'counterfactual' in out
-    assert r['world']['engine'] == 'native bfloat16' and '--engine native+bf16' in board[0]['command']
-    assert [x['world'] for x in board] == ['shipped'] and board[0]['data'] == VideoFolder(DATA, 'test').hash() and (tmp_path/'r.png').exists()
-    e = lambda *a, says: fails(capsys, tmp_path, 'evaluate', *a, says=says)
-    e('--out', tmp_path/'r.json', says='give another name'); e('--out', tmp_path/'r.txt', says='name it .json')
-    e('--out', tmp_path/'n.json', '--branches', DATA, says='not of branches'); e('--out', tmp_path/'n.json', '--idm', WORLD, says='no such file')
-    e('--out', tmp_path/'n.json', '--i3d', tmp_path/'none.pt', says='i3d_torchscript.pt'); e('--out', tmp_path/'n.json', '--vgg', tmp_path/'r.json', says='not a TorchScript file')
-    e('--out', tmp_path/'n.json', '--data', tmp_path, says='no such file')
+    report_file = tmp_path/'r.json'
+    board_file = tmp_path/'board.json'
+    out = works(capsys, 'evaluate', '--quick', '--engine', 'native', '--out', report_file,
+                '--leaderboard', board_file, '--name', 'shipped')
+    report = json.loads(report_file.read_text())
+    board = json.loads(board_file.read_text())
+    assert 'counterfactual' in out
+    assert report['metrics']['quality']['recorded']['psnr']['mean'][0] == 60
+    assert report['world']['engine'] == 'native'
+    assert report['world']['dtype'] == 'float32'
+    assert (tmp_path/'r.png').exists()
+    assert [row['world'] for row in board] == ['shipped']
+    assert board[0]['data'] == VideoFolder(DATA, 'test').hash()
+    assert '--engine native' in board[0]['command']
+    fails(capsys, tmp_path, 'evaluate', '--out', report_file, says='give another name')
 
+@pytest.mark.parametrize('args, says', [
+    (['--out', 'r.txt'], 'name it .json'),
+    (['--branches', DATA], 'not of branches'),
+    (['--idm', WORLD], 'no such file'),
+    (['--i3d', 'none.pt'], 'i3d_torchscript.pt'),
+    (['--vgg', WORLD/'world.json'], 'not a TorchScript file'),
+    (['--data', BRANCHES.parent], 'no such file')])
+def test_mistakes_in_evaluate(tmp_path, capsys, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, tmp_path, 'evaluate', '--out', tmp_path/'n.json', *args, says=says)
+
+# ---- from the simulator
+
+@needs_vizdoom
+@pytest.mark.slow
 def test_branches_repeat_the_shipped_ones(tmp_path, capsys):
-    pytest.importorskip('vizdoom'); from nfd_ref.evaluation import load_branches
-    code, _, err = run(capsys, 'branches', tmp_path/'b', '--states', 1); assert code == 0, err
-    (a, turn), (b, _) = load_branches(tmp_path/'b')[0][0], load_branches(ROOT/'data'/'branches')[0][0]
-    assert all((x.pose == y.pose).all() and (x.actions == y.actions).all() and (x.frames == y.frames).all() for x, y in zip(a, b)) and len(turn) == 68
-    fails(capsys, tmp_path, 'branches', tmp_path/'c', '--states', 0, says='at least 1')
-    fails(capsys, tmp_path, 'branches', tmp_path/'c', '--data', ROOT/'data'/'branches', says='no usable test episode')
+    from nfd_ref.doom import load_branches
+    works(capsys, 'branches', tmp_path/'b', '--states', 1)
+    states, _ = load_branches(tmp_path/'b')
+    shipped_states, _ = load_branches(BRANCHES)
+    made, turn = states[0]
+    shipped, _ = shipped_states[0]
+    assert len(turn) == 68
+    for one, other in zip(made, shipped):
+        for name in ('pose', 'actions', 'frames'):
+            assert (getattr(one, name) == getattr(other, name)).all()
 
+@needs_vizdoom
+def test_mistakes_in_branches(tmp_path, capsys):
+    out = tmp_path/'c'
+    fails(capsys, tmp_path, 'branches', out, '--states', 0, says='at least 1')
+    fails(capsys, tmp_path, 'branches', out, '--data', BRANCHES, says='no usable test episode')
+
+@needs_vizdoom
+@pytest.mark.slow
 def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys):
-    pytest.importorskip('vizdoom')
-    code, out, err = run(capsys, 'build', tmp_path/'b', '--recipe', 'tiny'); assert code == 0, err
-    code, out, err = run(capsys, 'play', tmp_path/'b'/'play', '--frames', 3, '--out', tmp_path/'o.mp4'); assert code == 0, err
+    build = ('build', tmp_path/'b', '--recipe', 'tiny')
+    works(capsys, *build)
+    works(capsys, 'play', tmp_path/'b'/'play', '--frames', 3, '--out', tmp_path/'o.mp4')
     assert video_info(tmp_path/'o.mp4')[0] == 3
-    fails(capsys, tmp_path, 'build', tmp_path/'b', '--recipe', 'tiny', says='choose a new folder')
+    fails(capsys, tmp_path, *build, says='choose a new folder')
