@@ -1,11 +1,47 @@
-"Every notebook runs from top to bottom, one test each."
-import subprocess, sys
+"Every notebook runs from top to bottom, one test each; its exercises are unsolved and solvable."
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
-NBS = sorted(p for p in (Path(__file__).parents[1]/'nbs').glob('*.ipynb'))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 
-@pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
-def test_notebook(nb):
-    r = subprocess.run([str(Path(sys.executable).with_name('nbdev-test')), str(nb)], capture_output=True, text=True, cwd=nb.parents[1], timeout=900)
+def cells(notebook, kind):
+    "Source and cell of each cell of a kind."
+    found = json.loads(notebook.read_text())['cells']
+    return [(''.join(c['source']), c) for c in found if c['cell_type'] == kind]
+
+def printed(cell):
+    "What a cell's saved outputs print."
+    return ''.join(''.join(o.get('text', '')) for o in cell['outputs'])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs(notebook):
+    command = [str(Path(sys.executable).with_name('nbdev-test')), str(notebook)]
+    r = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert r.returncode == 0, r.stdout[-6000:] + r.stderr[-6000:]
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_exercises_are_unsolved_and_have_folded_solutions(notebook):
+    checks, open_, solved = [], [], []
+    for source, cell in cells(notebook, 'code'):
+        folded = cell['metadata'].get('jupyter', {}).get('source_hidden', False)
+        called = re.findall(r'^\s*(check_\w+)\(', source, re.M)
+        checks += re.findall(r'^def (check_\w+)\(', source, re.M)
+        if folded: solved += called
+        elif 'not solved yet' in source:
+            open_ += called
+            assert printed(cell).startswith('not solved yet'), source
+    assert sorted(checks) == sorted(open_), 'a check that no stub is tried on'
+    assert set(checks) <= set(solved), 'a check that no folded solution passes'
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_lead_somewhere(notebook):
+    for source, _ in cells(notebook, 'markdown'):
+        for link in re.findall(r'\]\(([^)#\s]+)', source):
+            if not link.startswith('http'): assert (notebook.parent/link).exists(), link
