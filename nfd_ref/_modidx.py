@@ -350,6 +350,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'nfd_ref.speed.peak_mb': ('speed.html#peak_mb', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.percentiles': ('speed.html#percentiles', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.print_table': ('speed.html#print_table', 'nfd_ref/speed.py'),
+                               'nfd_ref.speed.product_rate': ('speed.html#product_rate', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.race': ('speed.html#race', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.random_product': ('speed.html#random_product', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.random_world': ('speed.html#random_world', 'nfd_ref/speed.py'),

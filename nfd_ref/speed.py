@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'SLOW_MS', 'HELD', 'KEYS', 'BLOCK', 'UNCOUNTED', 'STREAMS', 'HEADER', 'random_world', 'still', 'parameters',
-           'gpu_driver', 'card', 'timed', 'timed_on_gpu', 'work', 'random_product', 'machine', 'roofline_ms', 'key_at',
-           'percentiles', 'peak_mb', 'Times', 'time_start', 'time_frame', 'time_stream', 'Race', 'race', 'dtype_name',
-           'add_rates', 'table_row', 'print_table', 'bench', 'finish']
+           'gpu_driver', 'card', 'timed', 'timed_on_gpu', 'work', 'random_product', 'product_rate', 'machine',
+           'roofline_ms', 'key_at', 'percentiles', 'peak_mb', 'Times', 'time_start', 'time_frame', 'time_stream',
+           'Race', 'race', 'dtype_name', 'add_rates', 'table_row', 'print_table', 'bench', 'finish']
 
 # %% ../nbs/08_speed.ipynb #d00ce90c
 import json
@@ -148,28 +148,29 @@ def random_product(device, dtype, side):
     b = torch.randn(side, side, device=device, dtype=dtype)
     return partial(torch.matmul, a, b)
 
+def product_rate(device, dtype, repeat):
+    "Operations per second of a matrix product: the best of `repeat`, of the largest side in time."
+    side, most = (8192, 8192) if device.type == 'cuda' else (256, 2048)
+    product = random_product(device, dtype, side)
+    product()
+    while side < most and timed(product, device)[1] < SLOW_MS:
+        side *= 2
+        product = random_product(device, dtype, side)
+    return 2e3 * side**3 / min(timed(product, device)[1] for _ in range(repeat))
+
 def machine(
     device,
     dtype=torch.float32,
     repeat=7            # tries; the best counts
 ):                      # {'flops', 'bytes'} per second
     """Measured rates: a matrix product of 2048 squared and a copy of 64 MB (CUDA: 8192 and 1 GB).
-    Where a precision is emulated and slow, a smaller product."""
-    cuda = device.type == 'cuda'
-    most, numbers = (8192, 2**28) if cuda else (2048, 2**24)
-    side = most if cuda else 256
-    product = random_product(device, dtype, side)
-    product()
-    while side < most and timed(product, device)[1] < SLOW_MS:
-        side *= 2
-        product = random_product(device, dtype, side)
-    source = torch.zeros(numbers, device=device)
+    Where a precision is emulated, its products can be done in float32: the faster one counts."""
+    source = torch.zeros(2**28 if device.type == 'cuda' else 2**24, device=device)
     target = torch.empty_like(source)
-
-    def best(call): return min(timed(call, device)[1] for _ in range(repeat)) / 1e3
+    copy_ms = min(timed(partial(target.copy_, source), device)[1] for _ in range(repeat))
     return dict(
-        flops=2 * side**3 / best(product),
-        bytes=2 * source.nbytes / best(partial(target.copy_, source)))
+        flops=max(product_rate(device, kind, repeat) for kind in {dtype, torch.float32}),
+        bytes=2e3 * source.nbytes / copy_ms)
 
 def roofline_ms(
     needs,              # {'flops', 'bytes'} of a frame, from `work`
