@@ -40,22 +40,24 @@ class Grouped(DiT):
 
 def turns(step): return ['rest'] if step % 3 == 2 else ['blocks']
 
-kind, out, data, steps, batch = sys.argv[1:6]
+kinds, out, data, steps, batch = sys.argv[1:6]
 torch.set_num_threads(1)
 cfg = TrainConfig(steps=int(steps), batch=int(batch), warmup=2, save_every=5, log_every=1)
 videos = VideoFolder(data, 'train')
 fitting = dict(resume='resume' in sys.argv, progress=False)
 small = TokenizerConfig(latents=4, width=8, mults=(1, 1, 1))
 
-if kind == 'tokenizer':
-    train_tokenizer(out, videos, cfg, small, **fitting)
-else:
+def train(kind):
+    folder = f'{out}/{kind}'
+    if kind == 'tokenizer': return train_tokenizer(folder, videos, cfg, small, **fitting)
     torch.manual_seed(0)
     tok = Tokenizer(small)
     for p in tok.parameters(): torch.nn.init.normal_(p, std=.1)
     shape = DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6))
-    if kind == 'turns': fitting |= dict(model_cls=Grouped, learners=turns)
-    train_world(out, videos, tok, cfg, shape, length=4, **fitting)
+    special = dict(model_cls=Grouped, learners=turns) if kind == 'turns' else {}
+    train_world(folder, videos, tok, cfg, shape, length=4, **fitting, **special)
+
+for kind in kinds.split(','): train(kind)
 '''
 
 @pytest.fixture(scope='module')
@@ -68,12 +70,13 @@ def data(tmp_path_factory):
     (folder/'dataset.json').write_text(json.dumps(dict(meta, test=['ep_1'])))
     return folder
 
-def begin(tmp_path, *args, launcher=()):
-    "Start the script with these arguments, in a process of its own."
+def begin(tmp_path, kinds, *args, launcher=()):
+    """Start the script with these arguments, in a process of its own. It trains one kind after the
+    other, each in a folder of its name: to start a process takes longer than such a training."""
     script = tmp_path/'script.py'
     script.write_text(SCRIPT)
     return subprocess.Popen(
-        [sys.executable, *launcher, str(script), *map(str, args)],
+        [sys.executable, *launcher, str(script), ','.join(kinds), *map(str, args)],
         env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -92,45 +95,53 @@ def assert_equal_tensors(one, two):
     for name in a: assert torch.equal(a[name], b[name]), f'{one.name}: {name}'
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['world', 'turns'])
-def test_killed_and_resumed_is_bit_equal(tmp_path, data, kind):
-    run(tmp_path, kind, tmp_path/'whole', data, 30, 4)
+def test_killed_and_resumed_is_bit_equal(tmp_path, data):
+    kinds = ('world', 'turns')
+    whole = tmp_path/'whole'
+    killed = tmp_path/'killed'
+    run(tmp_path, kinds, whole, data, 30, 4)
+    for kind in kinds: kill_after_a_checkpoint(tmp_path, kind, killed, data, 30, 4)
+    run(tmp_path, kinds, killed, data, 30, 4, 'resume')
 
-    process = begin(tmp_path, kind, tmp_path/'killed', data, 30, 4)
+    for kind in kinds:
+        for name in ('model', 'ema', 'optimizer'):
+            file = f'{kind}/step_000030/{name}.safetensors'
+            assert_equal_tensors(whole/file, killed/file)
+        steps = [line['step'] for line in read_log(killed/kind/'log.jsonl')]
+        assert steps == list(range(1, 31)), kind
+        assert losses(killed/kind) == losses(whole/kind)
+
+        moved = load_file(whole/kind/'step_000030'/'optimizer.safetensors')
+        times = {name: moved[name].item() for name in moved if name.endswith('|step')}
+        in_blocks = {n for name, n in times.items() if name.startswith('blocks.')}
+        others = {n for name, n in times.items() if not name.startswith('blocks.')}
+        assert (in_blocks, others) == (({20}, {10}) if kind == 'turns' else ({30}, {30}))
+
+def kill_after_a_checkpoint(tmp_path, kind, out, *args):
+    "Begin a run and kill it, after its first checkpoint and before its last."
+    process = begin(tmp_path, [kind], out, *args)
     started = time.time()
-    while not list((tmp_path/'killed').glob('step_*')) and time.time() - started < PATIENCE:
-        time.sleep(.02)
+    while not list((out/kind).glob('step_*')) and time.time() - started < PATIENCE: time.sleep(.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    last = sorted((tmp_path/'killed').glob('step_*'))[-1].name
+    last = sorted((out/kind).glob('step_*'))[-1].name
     assert last < 'step_000030', 'it ended before it could be killed: the test proves nothing'
 
-    run(tmp_path, kind, tmp_path/'killed', data, 30, 4, 'resume')
-    for name in ('model', 'ema', 'optimizer'):
-        file = f'step_000030/{name}.safetensors'
-        assert_equal_tensors(tmp_path/'whole'/file, tmp_path/'killed'/file)
-    steps = [line['step'] for line in read_log(tmp_path/'killed'/'log.jsonl')]
-    assert steps == list(range(1, 31))
-    assert losses(tmp_path/'killed') == losses(tmp_path/'whole')
-
-    moved = load_file(tmp_path/'whole'/'step_000030'/'optimizer.safetensors')
-    times = {name: moved[name].item() for name in moved if name.endswith('|step')}
-    in_blocks = {n for name, n in times.items() if name.startswith('blocks.')}
-    others = {n for name, n in times.items() if not name.startswith('blocks.')}
-    assert (in_blocks, others) == (({20}, {10}) if kind == 'turns' else ({30}, {30}))
-
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['world', 'tokenizer', 'turns'])
-def test_two_processes_equal_one(tmp_path, data, kind):
-    two = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29577')
-    run(tmp_path, kind, tmp_path/'one', data, 6, 4)
-    run(tmp_path, kind, tmp_path/'two', data, 6, 4, launcher=two)
+def test_two_processes_equal_one(tmp_path, data):
+    kinds = ('world', 'tokenizer', 'turns')
+    two = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    run(tmp_path, kinds, tmp_path/'one', data, 6, 4)
+    run(tmp_path, kinds, tmp_path/'two', data, 6, 4, launcher=two)
 
-    assert losses(tmp_path/'one') == pytest.approx(losses(tmp_path/'two'), rel=2e-4)
-    weights = f'{"tokenizer" if kind == "tokenizer" else "world"}.safetensors'
-    a = load_file(tmp_path/'one'/'final'/weights)
-    b = load_file(tmp_path/'two'/'final'/weights)
-    for name in a: assert torch.allclose(a[name].float(), b[name].float(), atol=2e-3), name
+    for kind in kinds:
+        one = tmp_path/'one'/kind
+        other = tmp_path/'two'/kind
+        assert losses(one) == pytest.approx(losses(other), rel=2e-4), kind
+        weights = 'tokenizer.safetensors' if kind == 'tokenizer' else 'world.safetensors'
+        a = load_file(one/'final'/weights)
+        b = load_file(other/'final'/weights)
+        for name in a: assert torch.allclose(a[name].float(), b[name].float(), atol=2e-3), name
 
 def test_a_run_is_not_overwritten_nor_resumed_as_another(tmp_path, data):
     videos = VideoFolder(data, 'train')
