@@ -1,3 +1,20 @@
-"Tests run on the CPU with two threads, as the README promises."
+"""Tests run on the CPU with two threads in all, as the README promises: `pytest` one test at a time
+on both, `pytest -n 2` two at a time on one each, the long ones first so that none is left over."""
 import os
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+
+# Those of half a minute or more, longest first; a name that is missing here costs only time.
+LONGEST = ()
+
+def pytest_configure(config):
+    "What the workers and the notebooks' processes inherit."
+    workers = config.getoption('numprocesses', None) or 1
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, 2 // workers)))
+    os.environ.setdefault('GOMP_SPINCOUNT', '0')    # who waits leaves the core to the other test
+
+def pytest_collection_modifyitems(items):
+    "Longest first, then the other slow ones."
+    def place(item):
+        long = LONGEST.index(item.name) if item.name in LONGEST else len(LONGEST)
+        return long, not item.get_closest_marker('slow')
+
+    items.sort(key=place)
