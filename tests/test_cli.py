@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from nfd_ref import cli
+from nfd_ref import cli, evaluation
 from nfd_ref.consistency import CONSISTENCY_RECIPE
 from nfd_ref.judge import IDM_RECIPE
 from nfd_ref.storage import write_json
@@ -30,6 +30,7 @@ WORLD = ROOT/'data'/'world'
 STUDENT = ROOT/'data'/'distilled'
 DATA = ROOT/'data'/'my_way_home'
 BRANCHES = ROOT/'data'/'branches'
+JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
     'play', 'record', 'branches', 'train tokenizer', 'train world', 'train idm',
@@ -389,7 +390,11 @@ def test_mistakes_in_bench(tmp_path, capsys, args, says):
     fails(capsys, tmp_path, 'bench', *args, says=says)
 
 @pytest.mark.slow
-def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys):
+def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys, monkeypatch):
+    quick = evaluation.QUICK
+    evaluation.Setting(WORLD, DATA, BRANCHES, JUDGE, quick)     # it fits what ships
+    less = replace(quick, clips=2, states=1, depths=(1, 4), long=100, gaps=(2,))
+    monkeypatch.setattr(evaluation, 'QUICK', less)
     report_file = tmp_path/'r.json'
     board_file = tmp_path/'board.json'
     out = works(capsys, 'evaluate', '--quick', '--engine', 'native+bf16', '--out', report_file,
@@ -397,6 +402,7 @@ def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys):
     report = json.loads(report_file.read_text())
     board = json.loads(board_file.read_text())
     assert 'counterfactual' in out
+    assert report['protocol'] == json.loads(json.dumps(asdict(less)))
     assert report['metrics']['quality']['recorded']['psnr']['mean'][0] == 60
     assert report['world']['engine'] == 'native'
     assert report['world']['dtype'] == 'bfloat16'
