@@ -2,8 +2,18 @@
 on both, `pytest -n 2` two at a time on one each, the long ones first so that none is left over."""
 import os
 
-# Those of half a minute or more, longest first; a name that is missing here costs only time.
-LONGEST = ()
+# The longest; a name that is missing here costs only time.
+LONGEST = (
+    'test_runs[08_speed]',
+    'test_runs[07c_evaluation]',
+    'test_runs[09_consistency]',
+    'test_runs[07b_trials]',
+    'test_runs[07_measures]',
+    'test_evaluate_measures_and_keeps_a_row',
+    'test_build_goes_from_nothing_to_a_world_that_plays',
+    'test_killed_and_resumed_is_bit_equal',
+    'test_two_processes_equal_one',
+    'test_compiled_learns_the_same')
 
 def pytest_configure(config):
     "What the workers and the notebooks' processes inherit."
