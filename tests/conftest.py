@@ -5,15 +5,15 @@ import os
 # The longest; a name that is missing here costs only time.
 LONGEST = (
     'test_runs[08_speed]',
-    'test_runs[07c_evaluation]',
     'test_runs[09_consistency]',
+    'test_runs[07c_evaluation]',
+    'test_runs[06b_engines]',
     'test_runs[07b_trials]',
     'test_runs[07_measures]',
-    'test_evaluate_measures_and_keeps_a_row',
     'test_build_goes_from_nothing_to_a_world_that_plays',
-    'test_killed_and_resumed_is_bit_equal',
-    'test_two_processes_equal_one',
-    'test_compiled_learns_the_same')
+    'test_runs[05_training]',
+    'test_evaluate_measures_and_keeps_a_row',
+    'test_runs[06_streaming]')
 
 def pytest_configure(config):
     "What the workers and the notebooks' processes inherit."
