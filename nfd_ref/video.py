@@ -143,6 +143,7 @@ def index(self:ActionSpace,
         action[list(self.fields).index(field)] = choices.index(choice)
     return action
 
+# %% ../nbs/00_video.ipynb #19abffae
 @patch
 def label(self:ActionSpace,
     action      # int [k]
@@ -245,17 +246,7 @@ class VideoFolder:
 
         self.size = None        # (height, width), of the first episode and so of all
         self.episodes = []
-        bad = []
-        for name in self._names():
-            try:
-                self.episodes.append(Episode(name, self._check(name)))
-            except (ValueError, FileNotFoundError) as e:
-                if on_bad != 'skip': raise
-                bad.append(str(e))
-        if bad:
-            warnings.warn(f'{folder}: {len(bad)} of {len(bad) + len(self)} episodes skipped; '
-                          f'first: {bad[0]}')
-        if not self.episodes: raise ValueError(f'{folder}: no usable {split or ""} episode in it')
+        self._open(on_bad)
 
     def __len__(self): return len(self.episodes)
 
@@ -263,7 +254,24 @@ class VideoFolder:
     def frames(self):   # how many in all
         return sum(episode.frames for episode in self.episodes)
 
-# %% ../nbs/00_video.ipynb #dffd1688
+# %% ../nbs/00_video.ipynb #04407cf1
+@patch
+def _open(self:VideoFolder, on_bad):
+    "Fill `episodes` with those of this split."
+    bad = []
+    for name in self._names():
+        try:
+            self.episodes.append(Episode(name, self._check(name)))
+        except (ValueError, FileNotFoundError) as e:
+            if on_bad != 'skip': raise
+            bad.append(str(e))
+    if bad:
+        warnings.warn(f'{self.folder}: {len(bad)} of {len(bad) + len(self)} episodes skipped; '
+                      f'first: {bad[0]}')
+    if not self.episodes:
+        raise ValueError(f'{self.folder}: no usable {self.split or ""} episode in it')
+
+# %% ../nbs/00_video.ipynb #b31a6d04
 @patch
 def _names(self:VideoFolder):
     "Names of the episodes of this split, in order; held-out ones even where their files are gone."
@@ -275,6 +283,7 @@ def _names(self:VideoFolder):
     if self.split == 'train': return sorted(names - set(test))
     return sorted(names | set(test))
 
+# %% ../nbs/00_video.ipynb #dffd1688
 @patch
 def _check(self:VideoFolder, name):
     "How many frames an episode has whose files are whole and agree."
