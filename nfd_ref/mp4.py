@@ -51,6 +51,7 @@ def write_video(
         out.mux(stream.encode(None))
     return count
 
+# %% ../nbs/00a_mp4.ipynb #6d3a84f6
 def _h264_stream(out, path, frame, fps, pix_fmt, options):
     "A stream for frames like this one."
     height, width = frame.shape[:2]
