@@ -55,6 +55,7 @@ MINEWORLD = ActionSpace('mineworld', {
     'jump': ['none', 'jump'],
     'drop_pick': ['none', 'drop', 'pick']})
 
+# %% ../nbs/00c_vpt.ipynb #31ad13ab
 VPT_KEYS = {
     'w': 'forward',
     's': 'back',
@@ -94,6 +95,7 @@ def vpt_action(
             for names in choices]
     return np.array([*camera, *keys])
 
+# %% ../nbs/00c_vpt.ipynb #c3138bc9
 def _pressed(tick, slot, stuck):
     "What a tick says is held, by the names of `MINEWORLD`; contradictions and hangs taken out."
     keys = tick['keyboard']['keys']
