@@ -98,14 +98,18 @@ def doom_game(
     game.set_episode_timeout(0)
     game.set_seed(seed)
     if rec.no_monsters: game.add_game_args('-nomonsters')
+    _start(game)
+    return game
 
+# %% ../nbs/00b_doom.ipynb #24cc189f
+def _start(game):
+    "Start a simulator in the folder for temporary files: it leaves a folder where it starts."
     here = os.getcwd()
-    os.chdir(tempfile.gettempdir())     # ViZDoom leaves a folder where it starts
+    os.chdir(tempfile.gettempdir())
     try:
         game.init()
     finally:
         os.chdir(here)
-    return game
 
 # %% ../nbs/00b_doom.ipynb #6d29c7b4
 def observe(
@@ -302,6 +306,18 @@ def _end_to_end(clips):
                 np.concatenate([clip.actions for clip in clips]), first.space, first.fps,
                 np.concatenate([clip.pose for clip in clips]))
 
+# %% ../nbs/00b_doom.ipynb #7cb6236e
+def _moments(replay, rng, prompts, depth, turn):
+    "An episode for each moment; moments too near the end of the game are drawn again."
+    videos = replay.videos
+    for number in range(prompts):
+        e = number % len(videos)
+        clips = None
+        while clips is None:
+            moment = int(rng.integers(replay.context + 1, videos.episodes[e].frames - 1))
+            clips = _branches_at(replay, e, moment, depth, turn)
+        yield _end_to_end(clips)
+
 # %% ../nbs/00b_doom.ipynb #d9e71032
 def record_branches(
     folder,             # new
@@ -314,17 +330,6 @@ def record_branches(
 ):
     "From moments of a recording, play every action; then, standing still, turn once around."
     replay = Replay(videos, context)
-    rng = np.random.default_rng(seed)
-
-    def moments():
-        "An episode for each moment; moments too near the end of the game are drawn again."
-        for number in range(prompts):
-            e = number % len(videos)
-            clips = None
-            while clips is None:
-                moment = int(rng.integers(context + 1, videos.episodes[e].frames - 1))
-                clips = _branches_at(replay, e, moment, depth, turn)
-            yield _end_to_end(clips)
 
     about = dict(
         context=context,
@@ -333,8 +338,9 @@ def record_branches(
         left='turn left',
         right='turn right',
         of=videos.hash())
+    moments = _moments(replay, np.random.default_rng(seed), prompts, depth, turn)
     with write_aside(folder) as tmp:
-        made = import_clips(tmp, moments(), test=0, crf=18)
+        made = import_clips(tmp, moments, test=0, crf=18)
         write_record(tmp/'dataset.json', replace(made.info, branches=about))
     replay.game.close()
 
