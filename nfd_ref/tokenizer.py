@@ -60,6 +60,7 @@ class TokenizerConfig:
     def factor(self):           # pixels per latent, each way
         return self.patch * 2 ** (len(self.mults) - 1)
 
+# %% ../nbs/01_tokenizer.ipynb #9626f863
 TOKENIZERS = dict(
     small=TokenizerConfig(),    # 8x: shipped
     kl16=TokenizerConfig(       # 16x, 16 channels: the paper's shape
@@ -119,6 +120,7 @@ def make_encoder(cfg):
             at = width
     return nn.Sequential(*layers, *middle(at, cfg.attend), *to_channels(at, 2 * cfg.latents))
 
+# %% ../nbs/01_tokenizer.ipynb #89b89ce4
 def make_decoder(cfg):
     "[b, c, h, w] -> [b, 3, H, W]."
     at = cfg.widths[-1]
