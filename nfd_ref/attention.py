@@ -160,6 +160,7 @@ class KVCache:
         "The cache as one layer sees it in one pass."
         return CacheView(self, layer, tokens, write)
 
+# %% ../nbs/02_attention.ipynb #4883acef
 class CacheView:
     "One layer's side of a `KVCache` in one pass."
     def __init__(self, cache, layer, tokens, write):
