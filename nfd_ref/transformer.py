@@ -187,43 +187,51 @@ class DiT(nn.Module):
 
     def new_cache(self): return KVCache(self.cfg.window - 1)
 
-    def condition(self, t, a):
-        "Noise level [b, f] and action vectors [b, f, k, d] -> condition [b, f, 1, d]."
-        return (self.time(sinusoid(t).to(a.dtype)) + a.sum(2))[:, :, None]
+# %% ../nbs/03_transformer.ipynb #073cd311
+@patch
+def condition(self:DiT, t, a):
+    "Noise level [b, f] and action vectors [b, f, k, d] -> condition [b, f, 1, d]."
+    return (self.time(sinusoid(t).to(a.dtype)) + a.sum(2))[:, :, None]
 
-    def tokens(self, x, a):
-        "Latents [b, f, c, h, w] -> tokens [b, f, n, d]."
-        return self.patch_in(patchify(x, self.cfg.patch))
+@patch
+def tokens(self:DiT, x, a):
+    "Latents [b, f, c, h, w] -> tokens [b, f, n, d]."
+    return self.patch_in(patchify(x, self.cfg.patch))
 
-    def latents(self, y):
-        "Patches [b, f, n, c*patch*patch] -> latents [b, f, c, h, w]."
-        return unpatchify(y, self.cfg.patch, self.cfg.latents, *self.cfg.grid)
+@patch
+def latents(self:DiT, y):
+    "Patches [b, f, n, c*patch*patch] -> latents [b, f, c, h, w]."
+    return unpatchify(y, self.cfg.patch, self.cfg.latents, *self.cfg.grid)
 
-    def modulation(self,
-        t,                      # noise level of each frame [b, f]
-        a                       # action vectors [b, f, k, d]
-    ):                          # of each block [b, f, 1, 6d], a list; of the end [b, f, 1, 2d]
-        "What the conditions do to the blocks and to the last layer. Pixels have no part in it."
-        condition = F.silu(self.condition(t, a))
-        return [block.ada(condition) for block in self.blocks], self.final_ada(condition)
+# %% ../nbs/03_transformer.ipynb #dd862fd7
+@patch
+def modulation(self:DiT,
+    t,                      # noise level of each frame [b, f]
+    a                       # action vectors [b, f, k, d]
+):                          # of each block [b, f, 1, 6d], a list; of the end [b, f, 1, 2d]
+    "What the conditions do to the blocks and to the last layer. Pixels have no part in it."
+    condition = F.silu(self.condition(t, a))
+    return [block.ada(condition) for block in self.blocks], self.final_ada(condition)
 
-    def core(self,
-        x,                      # tokens [b, f, n, d]
-        block_modulation,       # from `modulation`
-        final_modulation,
-        turn,                   # (cos, sin) of the tokens' positions
-        mask,                   # who may look at whom; None: all
-        cache=None,             # gives each layer its view of the past: `cache.view(...)`
-        write=0,                # so many of these frames, the first ones, are kept
-        **block_kwargs          # what a variant's blocks want besides
-    ):                          # velocity [b, f, c, h, w]
-        "The network between tokens and velocity."
-        for i, block in enumerate(self.blocks):
-            past = None if cache is None else cache.view(i, x.shape[2], write)
-            x = block(x, block_modulation[i], turn=turn, mask=mask, past=past, **block_kwargs)
-        shift, scale = final_modulation.chunk(2, -1)
-        x = modulate(F.layer_norm(x[:, :, :self.cfg.tokens], (self.cfg.d,)), shift, scale)
-        return self.latents(self.final(x))
+# %% ../nbs/03_transformer.ipynb #c53cc67a
+@patch
+def core(self:DiT,
+    x,                      # tokens [b, f, n, d]
+    block_modulation,       # from `modulation`
+    final_modulation,
+    turn,                   # (cos, sin) of the tokens' positions
+    mask,                   # who may look at whom; None: all
+    cache=None,             # gives each layer its view of the past: `cache.view(...)`
+    write=0,                # so many of these frames, the first ones, are kept
+    **block_kwargs          # what a variant's blocks want besides
+):                          # velocity [b, f, c, h, w]
+    "The network between tokens and velocity."
+    for i, block in enumerate(self.blocks):
+        past = None if cache is None else cache.view(i, x.shape[2], write)
+        x = block(x, block_modulation[i], turn=turn, mask=mask, past=past, **block_kwargs)
+    shift, scale = final_modulation.chunk(2, -1)
+    x = modulate(F.layer_norm(x[:, :, :self.cfg.tokens], (self.cfg.d,)), shift, scale)
+    return self.latents(self.final(x))
 
 # %% ../nbs/03_transformer.ipynb #09a47da4
 @patch
@@ -251,6 +259,7 @@ def _angles(self:DiT, frames):
     corner = angles[:, :1].expand(-1, self.extra, -1)
     return torch.cat([angles, corner], 1)
 
+# %% ../nbs/03_transformer.ipynb #22fe1a89
 @patch
 def mask(self:DiT,
     f,                  # frames of this pass
@@ -318,6 +327,7 @@ class CrossBlock(Block):
         x = x + self.outx(y.transpose(1, 2).flatten(2)).view_as(x)
         return super().forward(x, modulation, **attn_kwargs)
 
+# %% ../nbs/03_transformer.ipynb #b330ac54
 class CrossAttentionDiT(DiT):
     """Actions by cross-attention (the paper's Table 3, second row).
     The condition holds the noise level alone."""
