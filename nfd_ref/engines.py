@@ -77,6 +77,7 @@ def velocity(self:Recompute,
     "Which way the frame to come moves, given what came before. Nothing is remembered."
     return self.fast(*self.window(x, t, a))[:, -1:]
 
+# %% ../nbs/06b_engines.ipynb #6b97149a
 @patch
 def make_frame(self:Recompute,
     sample,         # (velocity, x, *fresh) -> x, where velocity is (x, level) -> v
@@ -94,6 +95,7 @@ class State:
     next: int           # number of the frame to come
     held: dict          # what the engine held
 
+# %% ../nbs/06b_engines.ipynb #1bf87dbf
 @patch
 def _alive(self:Recompute): return [s for s in self.states if self.next - s.next <= self.ahead]
 
@@ -156,7 +158,6 @@ class Rolling(Recompute):
         return v
 
     def remember(self, x, t, a): self.run(x, t, a, write=x.shape[1])
-
     def velocity(self, x, t, a): return self.run(x, t, a)
 
 # %% ../nbs/06b_engines.ipynb #2e2d35a6
@@ -214,6 +215,7 @@ class RingView:
         values.index_copy_(2, self.slots, v)
         return keys, values
 
+# %% ../nbs/06b_engines.ipynb #1dd61ca6
 @dataclass
 class PassInputs:
     "All that a pass needs beside its latents."
@@ -225,7 +227,6 @@ class PassInputs:
     mask: torch.Tensor                # what they may see: 0 or -inf
 
     def clone(self): return PassInputs(**{name: z.clone() for name, z in vars(self).items()})
-
     def copy_(self, other):
         for name, tensor in vars(other).items(): getattr(self, name).copy_(tensor)
 
@@ -266,7 +267,6 @@ class Ring(Rolling):
         return torch.stack(blocks).to(self.like), final.to(self.like)
 
     def mask(self, seen): return seen.repeat_interleave(self.cache.tokens, 0)  # a row a token
-
     def core(self, *args, **kwargs): return self.fast.core(*args, **kwargs)
 
 # %% ../nbs/06b_engines.ipynb #e3c0inputs
@@ -326,6 +326,7 @@ class Static(Merged):
         blocks, finals = zip(*rows)
         return torch.cat(blocks, 2), torch.cat(finals, 1)
 
+# %% ../nbs/06b_engines.ipynb #0164bcdc
 class Compiled(Static):
     "`Static` through `torch.compile`, for passes of one and two frames."
     name = 'compiled'
