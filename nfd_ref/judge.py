@@ -99,6 +99,7 @@ class Transitions:
         end = self.ends[torch.randint(len(self.ends), (self.batch,), generator=numbers)]
         return to_unit(self.frames[end[:, None] + self.around]), self.actions[end]
 
+# %% ../nbs/07d_judge.ipynb #12e3a35a
 def idm_loss(model, batch, numbers, part, device):
     "For `fit`: cross-entropy, summed over the fields of the action."
     x, actions = (tensor[part].to(device) for tensor in batch)
@@ -108,6 +109,7 @@ def idm_loss(model, batch, numbers, part, device):
              for i, logits in enumerate(fields)]
     return loss, dict(right=float(np.mean(right)))
 
+# %% ../nbs/07d_judge.ipynb #af0731a5
 def train_idm(
     out,                # the run's folder
     videos,             # `VideoFolder`, its training split
