@@ -200,20 +200,17 @@ class RingCache:
 @dataclass
 class RingView:
     "A ring bound to the slots of one pass, and then to a layer: what `DiT.core` takes for a cache."
-    kv: list            # keys and values of each layer
+    kv: list            # keys and values of each layer; from `view`, of one
     slots: torch.Tensor       # where the tokens of this pass go [f*n]
-    layer: int = None
 
     def view(self, layer, tokens, write=0):
         "One layer's side. All is kept until it is written over, whatever `write` says."
-        return RingView(self.kv, self.slots, layer)
+        return RingView(self.kv[layer], self.slots)
 
     def join(self, k, v):
         "Put these into their slots and give all that the ring holds."
-        keys, values = self.kv[self.layer]
-        keys.index_copy_(2, self.slots, k)
-        values.index_copy_(2, self.slots, v)
-        return keys, values
+        for held, new in zip(self.kv, (k, v)): held.index_copy_(2, self.slots, new)
+        return self.kv
 
 # %% ../nbs/06b_engines.ipynb #1dd61ca6
 @dataclass
@@ -328,16 +325,19 @@ class Static(Merged):
 
 # %% ../nbs/06b_engines.ipynb #0164bcdc
 class Compiled(Static):
-    "`Static` through `torch.compile`, for passes of one and two frames."
+    "`Static` through `torch.compile`, for one and two frames. Blocks are alike: one is compiled."
     name = 'compiled'
 
     def __init__(self, model, dtype=None, ahead=0):
         super().__init__(model, dtype, ahead)
-        self.compiled = torch.compile(self.fast.core, dynamic=False)
+        rest = {name: part for name, part in self.fast._modules.items() if name != 'blocks'}
+        self.compiled = copy.copy(self.fast)        # with the same weights
+        self.compiled._modules = rest
+        self.compiled.blocks = [torch.compile(block, dynamic=False) for block in self.fast.blocks]
 
     def core(self, x, *args, **kwargs):
-        network = self.compiled if x.shape[1] <= 2 else self.fast.core
-        return network(x, *args, **kwargs)
+        network = self.compiled if x.shape[1] <= 2 else self.fast
+        return network.core(x, *args, **kwargs)
 
 # %% ../nbs/06b_engines.ipynb #6d41078a
 class Graph(Compiled):

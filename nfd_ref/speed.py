@@ -38,8 +38,9 @@ def random_world(
     tokenizer = 'kl16' if cfg.latents == 16 else 'small'
 
     torch.manual_seed(0)
-    model = DiT(cfg)
-    tok = Tokenizer(TOKENIZERS[tokenizer])
+    with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):      # where it is quicker
+        model = DiT(cfg)
+        tok = Tokenizer(TOKENIZERS[tokenizer])
     for weight in (model.final.weight, model.final_ada.weight):     # they begin at zero
         torch.nn.init.normal_(weight, std=.02)
 
