@@ -253,9 +253,10 @@ def cmd_train_world(
     data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
     out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
     tokenizer:Annotated[Path, Wanted]=None, # folder of a trained tokenizer
-    preset:str='small',                     # small, nfd_130m, nfd_310m or nfd_774m
+    preset:str='small',                     # small, small64, nfd_130m, nfd_310m or nfd_774m
     init:Path=None,                         # folder of a world of this shape to go on from
     length:int=24,                          # frames of a training clip
+    mistakes:float=0.,                      # share of context frames that are its own guesses
     resume:bool=False,                      # go on from the last checkpoint of the run
     **kwargs
 ):
@@ -269,8 +270,9 @@ def cmd_train_world(
     videos = VideoFolder(data, 'train')
     held_out = VideoFolder(data, 'test')
     tok = load_tokenizer(tokenizer)
-    train_world(out, videos, tok, cfg, DITS[preset], length, init=init, held_out=held_out,
-                resume=resume)
+    if not 0 <= mistakes <= 1: raise ValueError(f'--mistakes {mistakes}: a share in [0, 1]')
+    train_world(out, videos, tok, cfg, DITS[preset], length, mistakes=mistakes, init=init,
+                held_out=held_out, resume=resume)
     print(f'done -> {out/"final"}')
 
 @command()
@@ -411,12 +413,13 @@ def cmd_bench(
 @command('out')
 def cmd_build(
     out:Path,                   # folder for all of it; OUT/play is playable
-    recipe:str='cpu',           # cpu (two hours on two cores), cuda (minutes?) or tiny (a minute)
+    recipe:str='cpu',           # cpu (two hours on two cores), cuda (a GPU) or tiny (a minute)
+    tokenizer:Path=None,        # folder of a trained tokenizer (none: one is trained)
     data:Path=VIDEO,            # video that judges it
 ):
     """All of it: record, train both, release.
     Goes on where it was stopped. The recipe tiny shows that the path works, not what it can do;
-    cuda has not been timed."""
+    cuda is that of the shipped world, with --tokenizer data/world: seven minutes on an H100."""
     from nfd_ref.doom import Recorder, record
     from nfd_ref.release import release
     from nfd_ref.training import RECIPES, train_tokenizer, train_world
@@ -425,19 +428,27 @@ def cmd_build(
     if recipe not in RECIPES:
         raise ValueError(f'no recipe "{recipe}"; there are {", ".join(RECIPES)}')
     plan = RECIPES[recipe]
-    tokenizer = out/'tokenizer'
     world = out/'world'
+    finish = out/'finish'
 
     record(out/'video', Recorder(crf=18), plan.episodes, plan.test, plan.seed)
     train = VideoFolder(out/'video', 'train')
     test = VideoFolder(out/'video', 'test')
-    if not (tokenizer/'final').exists():
-        train_tokenizer(tokenizer, train, plan.tokenizer, resume=True)
-    tok = load_tokenizer(tokenizer/'final')
-    if not (world/'final').exists():
-        train_world(world, train, tok, plan.world, DITS[plan.preset], plan.length, held_out=test,
-                    resume=True)
-    metrics = release(tokenizer/'final', world/'final', out/'play', data)
+    if tokenizer is None:
+        tokenizer = out/'tokenizer'/'final'
+        if not tokenizer.exists():
+            train_tokenizer(tokenizer.parent, train, plan.tokenizer, resume=True)
+    tok = load_tokenizer(tokenizer)
+
+    def train_stage(folder, cfg, **kwargs):
+        if (folder/'final').exists(): return
+        train_world(folder, train, tok, cfg, DITS[plan.preset], plan.length, plan.levels,
+                    held_out=test, resume=True, **kwargs)
+    train_stage(world, plan.world)
+    if plan.finish:
+        train_stage(finish, plan.finish, mistakes=plan.mistakes, init=world/'final')
+        world = finish
+    metrics = release(tokenizer, world/'final', out/'play', data)
     print(json.dumps(metrics['psnr']))
     print(f'-> nfd-ref play {out/"play"}')
 

@@ -141,6 +141,7 @@ class WorldInfo(ModelInfo):
     size: tuple                     # (height, width) of a frame in pixels
     length: int = None              # frames of a training clip
     levels: dict = None             # fields of `NoiseLevels`
+    mistakes: float = 0.            # share of context frames that were the model's own guesses
     method: dict = None             # how it was distilled, where it was
     teacher: dict = None            # fingerprints of the weights it was distilled from
     init: str = None                # fingerprint of the weights its training began with

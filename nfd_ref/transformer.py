@@ -58,6 +58,7 @@ paper = dict(                       # what the three sizes of the paper share
 )
 DITS = dict(                        # presets by name
     small=DiTConfig(),
+    small64=DiTConfig(window=64),       # a full turn of the recorded game fits
     nfd_130m=DiTConfig(d=768, layers=12, heads=12, **paper),
     nfd_310m=DiTConfig(d=1024, layers=16, heads=16, **paper),
     nfd_774m=DiTConfig(d=1536, layers=18, heads=24, **paper),
