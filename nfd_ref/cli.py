@@ -22,7 +22,7 @@ STUDENT = SHIPPED/'distilled'
 VIDEO = SHIPPED/'my_way_home'
 BRANCHES = SHIPPED/'branches'
 JUDGE = SHIPPED/'idm'
-VIEW = (1, 270)                         # episode and frame of the shipped video with a good view
+VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
 
 Wanted = dict(required=True)            # of a flag that must be given
 
@@ -136,8 +136,8 @@ def load_tokenizer(folder):
 def cmd_play(
     world:Path=STUDENT,         # folder of a world
     data:Path=VIDEO,            # video folder to start from
-    clip:int=None,              # held-out episode to start from (0; of the shipped video 1)
-    start:int=None,             # frame of it to start at (0; of the shipped video 270, a view)
+    clip:int=None,              # held-out episode to start from (0)
+    start:int=None,             # frame of it to start at (0; of the shipped video 150, a view)
     actions:str=None,           # a trace: "forward*20, turn left*15" (none: a walk of 240 frames)
     keys:bool=False,            # play with the keys, in this terminal
     frames:int=None,            # how many: the trace is cut or repeated (its own length)
