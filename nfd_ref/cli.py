@@ -1,7 +1,6 @@
-"""The `nfd-ref` command: a thin face over the package. Written by hand; a command is a function,
-and its parameters, with the comments beside them, are the command's arguments."""
+"""The `nfd-ref` command: a thin face over the package. Written by hand; a command is a function
+(see `command`)."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 from fastcore.meta import delegates
-from fastcore.script import anno_parser
 
-__all__ = ['parser', 'main']
+from nfd_ref.command import COMMANDS, GROUPS, command, main, parser
+
+__all__ = ['COMMANDS', 'parser', 'main']
 
 HERE = Path(__file__).resolve().parent.parent
 SHIPPED = HERE/'data'
@@ -26,76 +26,13 @@ VIEW = (0, 150)                         # episode and frame of the shipped video
 
 Wanted = dict(required=True)            # of a flag that must be given
 
-# ---- from functions to a parser
+# ---- commands of two words
 
-COMMANDS = {}                           # {words of a command: (function, positional arguments)}
-GROUPS = {
+GROUPS.update({
     'train': """Train a tokenizer, a world or a judge of actions.
         `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.""",
     'distill': """Make a trained world need fewer steps.
-        OUT/final is playable; a run that was stopped goes on with --resume."""}
-
-def command(*positional):
-    "Decorator: `cmd_train_world` is the command `train world`; `positional` need no flag."
-    def register(func):
-        words = tuple(func.__name__.split('_')[1:])
-        COMMANDS[words] = (func, list(positional))
-        return func
-    return register
-
-def add_command(commands, word, about):
-    "A subcommand, without arguments yet; the first line of `about` stands in the list of commands."
-    first_line = about.splitlines()[0].rstrip('.')
-    return commands.add_parser(word, help=first_line[0].lower() + first_line[1:], description=about)
-
-def add_arguments(parser, func, positional):
-    "A function's parameters as fastcore reads them, with defaults as one would type them."
-    for action in anno_parser(func, pos=positional)._actions:
-        if action.dest in ('help', 'pdb', 'xtra'): continue             # added by fastcore
-        default = f' (default: {action.default})'
-        is_switch = action.nargs == 0
-        shown = '' if is_switch else default.replace(f'{HERE}/', '')
-        action.help = action.help.replace(default, shown)
-        parser._add_action(action)
-
-def parser():
-    "All commands and their arguments; `parse_args` gives the arguments and `run`, the function."
-    top = argparse.ArgumentParser(
-        'nfd-ref',
-        description='Next-Frame Diffusion: record a game, train a network to be it, play it.',
-        epilog='A command with --help says more, for instance: nfd-ref play --help')
-    commands = top.add_subparsers(dest='command', metavar='COMMAND')
-    groups = {}
-    for (word, *what), (func, positional) in COMMANDS.items():
-        if what and word not in groups:
-            choices = '|'.join(more[0] for first, *more in COMMANDS if first == word)
-            group = add_command(commands, word, GROUPS[word])
-            groups[word] = group.add_subparsers(dest='what', metavar=choices, required=True)
-        where = groups[word] if what else commands
-        one = add_command(where, (what or [word])[0], func.__doc__)
-        add_arguments(one, func, positional)
-        one.set_defaults(run=func)
-    return top
-
-def main(argv=None):
-    "Run a command; gives the exit code. A mistake of the user's is one line and exit code 2."
-    top = parser()
-    given = vars(top.parse_args(argv))
-    word = given.pop('command')
-    given.pop('what', None)
-    if word is None:
-        top.print_help()
-        return 0
-    run = given.pop('run')
-    try:
-        run(**given)
-    except KeyboardInterrupt:
-        print('\nstopped', file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as problem:
-        print(f'nfd-ref {word}: {problem}', file=sys.stderr)
-        return 2
-    return 0
+        OUT/final is playable; a run that was stopped goes on with --resume."""})
 
 # ---- what several commands want
 
@@ -165,7 +102,8 @@ def cmd_play(
     last = len(videos) - 1
     if not 0 <= clip <= last:
         raise ValueError(f'--clip {clip}: there are {last + 1} held-out episodes, 0..{last}')
-    past = videos.clip(clip, start, start + game.model.cfg.window)
+    stop = min(start + game.model.cfg.window, videos.episodes[clip].frames)
+    past = videos.clip(clip, start, max(stop, start + 1))
 
     if keys:
         seen, _ = play_keys(game, past, frames)

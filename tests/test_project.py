@@ -18,6 +18,7 @@ BIN = Path(sys.executable).parent
 # What each room stands on. It may import from these, and from what they stand on.
 ROOMS = {
     'storage': [],
+    'command': [],
     'attention': [],
     'diffusion': [],
     'mp4': ['storage'],
@@ -88,7 +89,8 @@ def test_an_arrow_up_would_be_seen():
         ('video', 'play'), ('doom', 'vpt')]
 
 def test_no_room_holds_two_ideas():
-    lengths = {f.stem: len(f.read_text().splitlines()) for f in modules()}
+    files = [*modules(), ROOT/'nfd_ref'/'cli.py']
+    lengths = {f.stem: len(f.read_text().splitlines()) for f in files}
     assert max(lengths.values()) <= LINES, lengths
 
 def test_lines_are_clean():

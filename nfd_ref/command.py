@@ -1,0 +1,77 @@
+"""From functions to a command line: parameters, with the comments beside them, are arguments.
+Written by hand."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fastcore.script import anno_parser
+
+__all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main']
+
+ROOT = Path(__file__).resolve().parent.parent   # defaults are shown from here
+
+COMMANDS = {}                           # {words of a command: (function, positional arguments)}
+GROUPS = {}                             # {first word of two: what --help says of it}
+
+def command(*positional):
+    "Decorator: `cmd_train_world` is the command `train world`; `positional` need no flag."
+    def register(func):
+        words = tuple(func.__name__.split('_')[1:])
+        COMMANDS[words] = (func, list(positional))
+        return func
+    return register
+
+def add_command(commands, word, about):
+    "A subcommand, without arguments yet; the first line of `about` stands in the list of commands."
+    first_line = about.splitlines()[0].rstrip('.')
+    return commands.add_parser(word, help=first_line[0].lower() + first_line[1:], description=about)
+
+def add_arguments(parser, func, positional):
+    "A function's parameters as fastcore reads them, with defaults as one would type them."
+    for action in anno_parser(func, pos=positional)._actions:
+        if action.dest in ('help', 'pdb', 'xtra'): continue             # added by fastcore
+        default = f' (default: {action.default})'
+        is_switch = action.nargs == 0
+        shown = '' if is_switch else default.replace(f'{ROOT}/', '')
+        action.help = action.help.replace(default, shown)
+        parser._add_action(action)
+
+def parser():
+    "All commands and their arguments; `parse_args` gives the arguments and `run`, the function."
+    top = argparse.ArgumentParser(
+        'nfd-ref',
+        description='Next-Frame Diffusion: record a game, train a network to be it, play it.',
+        epilog='A command with --help says more, for instance: nfd-ref play --help')
+    commands = top.add_subparsers(dest='command', metavar='COMMAND')
+    groups = {}
+    for (word, *what), (func, positional) in COMMANDS.items():
+        if what and word not in groups:
+            choices = '|'.join(more[0] for first, *more in COMMANDS if first == word)
+            group = add_command(commands, word, GROUPS[word])
+            groups[word] = group.add_subparsers(dest='what', metavar=choices, required=True)
+        where = groups[word] if what else commands
+        one = add_command(where, (what or [word])[0], func.__doc__)
+        add_arguments(one, func, positional)
+        one.set_defaults(run=func)
+    return top
+
+def main(argv=None):
+    "Run a command; gives the exit code. A mistake of the user's is one line and exit code 2."
+    top = parser()
+    given = vars(top.parse_args(argv))
+    word = given.pop('command')
+    given.pop('what', None)
+    if word is None:
+        top.print_help()
+        return 0
+    run = given.pop('run')
+    try:
+        run(**given)
+    except KeyboardInterrupt:
+        print('\nstopped', file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as problem:
+        print(f'nfd-ref {word}: {problem}', file=sys.stderr)
+        return 2
+    return 0
