@@ -32,6 +32,7 @@ def weights_hash(model):
     tensors = [v.cpu().numpy().tobytes() for v in model.state_dict().values()]
     return hashlib.sha256(b''.join(tensors)).hexdigest()[:16]
 
+# %% ../nbs/05_training.ipynb #25e002b5
 @torch.no_grad()
 def encode_videos(
     tok,                # `Tokenizer`
@@ -146,12 +147,12 @@ class SpoiltClips:
         eps = torch.randn(x0.shape, generator=numbers)
         batch = dict(x0=x0, actions=actions, t=t, weight=weight, eps=eps)
         if self.mistakes:
-            guess_t, guessed = self.levels(*t.shape, numbers)
+            guess_t, from_noise = self.levels(*t.shape, numbers)
             chosen = torch.rand(t.shape, generator=numbers) < self.mistakes
             batch |= dict(
                 guess_t=guess_t,
                 guess_eps=torch.randn(x0.shape, generator=numbers),
-                guessed=chosen & (weight == 0) & (guessed > 0))
+                guessed=chosen & (weight == 0) & (from_noise > 0))
         return batch
 
 # %% ../nbs/05_training.ipynb #0a5c1d72
@@ -213,6 +214,7 @@ TOKENIZER_RECIPE = TrainConfig(steps=3000, batch=32, lr=1.5e-3, weight_decay=0.,
 WORLD_RECIPE = TrainConfig(steps=3400, batch=16, lr=1.5e-3)
 ON_GPU = replace(WORLD_RECIPE, batch=40, bf16=True, compile=True)
 
+# %% ../nbs/05_training.ipynb #2fc6d9ba
 @dataclass
 class Recipe:
     "A whole build: what is recorded and how long both parts are trained."
@@ -227,6 +229,7 @@ class Recipe:
     mistakes: float = .5        # share of them, there
     seed: int = 1               # of the recording
 
+# %% ../nbs/05_training.ipynb #168d6fc3
 RECIPES = dict(
     cpu=Recipe(                 # what the first shipped world was begun with
         episodes=420,
@@ -308,6 +311,7 @@ def held_out_log(
         append_line(path, dict(step=step) | found)
     return on_save
 
+# %% ../nbs/05_training.ipynb #1a0ccaee
 def begin_with(
     model,              # gets the weights
     init,               # folder of a trained world of the same shape
