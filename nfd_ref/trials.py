@@ -26,6 +26,7 @@ def f1_share(report):
     found = report.metrics['actions']
     return round(found['world']['f1'] / found['recorded']['f1'], 3)
 
+# %% ../nbs/07b_trials.ipynb #42189767
 class Actions(Metric):
     "Can the judge read the pressed keys from the made video?"
     name = 'actions'
@@ -236,6 +237,7 @@ def first_collapse(report):
     frames = [found['collapse'] for found in report.metrics['drift']['world']]
     return min((frame for frame in frames if frame is not None), default=None)
 
+# %% ../nbs/07b_trials.ipynb #40decfc0
 class Drift(Metric):
     "How long does it last?"
     name = 'drift'
@@ -325,6 +327,7 @@ def there_and_back(
         rows.append((out, back, float(psnr(returned, turn.frames[context - 1]).clamp(max=60))))
     return dict(zip(('out', 'back', 'psnr'), np.median(rows, 0).round(2).tolist()))
 
+# %% ../nbs/07b_trials.ipynb #37718772
 def memory(
     player,
     turns,              # list of whole turns, from `load_branches`
