@@ -83,6 +83,7 @@ def ms_ssim_scales(
     if not fits(0): raise ValueError(f'frames of {side} pixels do not hold a window of SSIM')
     return 1 + max(n for n in range(len(MS_SSIM_WEIGHTS)) if fits(n))
 
+# %% ../nbs/07_measures.ipynb #d50c910f
 @torch.inference_mode()
 def frame_scores(
     made,               # uint8 [f, h, w, 3]
@@ -173,6 +174,7 @@ def gain(report):
     "How much closer the world is than a picture that stands still, dB."
     return round(of_world(report, 'psnr') - of_world(report, 'psnr', 'copy_last'), 2)
 
+# %% ../nbs/07_measures.ipynb #161fbc6d
 class Quality(Metric):
     "How far are the made frames from what happened?"
     name = 'quality'
@@ -269,6 +271,7 @@ class IdmDistance(Metric):
     def plot(self, found, ax):
         plot_values({name: v for name, v in found.items() if name != 'transitions'}, ax)
 
+# %% ../nbs/07_measures.ipynb #adaf8cb8
 class TextureDistance(Metric):
     "Is it made of the same textures?"
     name = 'texture_distance'
@@ -357,6 +360,7 @@ def fvd(
     b = torch.cat([features(v) for v in real])
     return frechet_distance(a, b)
 
+# %% ../nbs/07_measures.ipynb #6cf65a4d
 @torch.inference_mode()
 def lpips(
     made,               # uint8 [f, h, w, 3]
