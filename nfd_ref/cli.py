@@ -357,7 +357,8 @@ def cmd_build(
 ):
     """All of it: record, train both, release.
     Goes on where it was stopped. The recipe tiny shows that the path works, not what it can do;
-    cuda is that of the shipped world, with --tokenizer data/world: five minutes of steps on an H100."""
+    cuda is that of the shipped world, with --tokenizer data/world: five minutes of steps on an
+    H100, beside recording and encoding."""
     from nfd_ref.doom import Recorder, record
     from nfd_ref.release import release
     from nfd_ref.training import RECIPES, train_tokenizer, train_world
