@@ -11,6 +11,7 @@ __all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main']
 
 ROOT = Path(__file__).resolve().parent.parent   # defaults are shown from here
 
+EXPECTED = ValueError, OSError, RuntimeError, ImportError, FloatingPointError
 COMMANDS = {}                           # {words of a command: (function, positional arguments)}
 GROUPS = {}                             # {first word of two: what --help says of it}
 
@@ -43,6 +44,7 @@ def parser():
         'nfd-ref',
         description='Next-Frame Diffusion: record a game, train a network to be it, play it.',
         epilog='A command with --help says more, for instance: nfd-ref play --help')
+    top.add_argument('--debug', action='store_true', help='show where in the code an error arose')
     commands = top.add_subparsers(dest='command', metavar='COMMAND')
     groups = {}
     for (word, *what), (func, positional) in COMMANDS.items():
@@ -61,6 +63,7 @@ def main(argv=None):
     top = parser()
     given = vars(top.parse_args(argv))
     word = given.pop('command')
+    debug = given.pop('debug')
     given.pop('what', None)
     if word is None:
         top.print_help()
@@ -71,7 +74,13 @@ def main(argv=None):
     except KeyboardInterrupt:
         print('\nstopped', file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as problem:
+    except EXPECTED as problem:
+        if debug: raise
         print(f'nfd-ref {word}: {problem}', file=sys.stderr)
+        return 2
+    except Exception as problem:
+        if debug: raise
+        print(f'nfd-ref {word}: {type(problem).__name__}: {problem} '
+              f'(nfd-ref --debug {word} ... shows where)', file=sys.stderr)
         return 2
     return 0

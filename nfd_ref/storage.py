@@ -2,12 +2,13 @@
 Written by hand; the ground that every other module may stand on."""
 
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -71,10 +72,38 @@ def from_json(
     if missing:
         raise ValueError(f'{where}: not a valid {cls.__name__}: no field "{missing[0]}"')
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for f in fields(cls):
+        if f.name in given and not fits(given[f.name], f):
+            raise ValueError(f'{where}: not a valid {cls.__name__}: {f.name} is {wanted(f)}, '
+                             f'not {given[f.name]!r}')
     try:
         return cls(**given)
     except (AttributeError, TypeError, ValueError) as e:
         raise ValueError(f'{where}: not a valid {cls.__name__}: {e}') from None
+
+def fits(value, declared):
+    "Is a value of the type that a field declares? Numbers: finite. In a tuple: as in its default."
+    if value is None: return declared.default is None
+    if declared.type is float: return is_number(value)
+    if declared.type is int: return isinstance(value, int) and not isinstance(value, bool)
+    if declared.type is tuple and isinstance(value, tuple):
+        like = {type(item) for item in declared.default or ()} if has_default(declared) else set()
+        return len(like) != 1 or {type(item) for item in value} <= like
+    return not isinstance(declared.type, type) or isinstance(value, declared.type)
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+def has_default(declared): return declared.default is not MISSING
+
+def wanted(declared):
+    "The type of a field, in words."
+    words = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false',
+             dict: 'an object', tuple: 'a list'}
+    text = words.get(declared.type, str(declared.type))
+    if declared.type is tuple and has_default(declared) and declared.default:
+        text += f' such as {list(declared.default)}'
+    return text
 
 def read_record(
     path,           # a JSON file
@@ -117,6 +146,7 @@ class ModelInfo:
     shape: dict                     # fields of the model's config
     train: dict                     # fields of `TrainConfig`
     data: str                       # fingerprint of the video it was trained on
+    weights: str = None             # fingerprint of the weights, checked when they are read
     commit: str = None              # of this package, when it was trained
     torch: str = None               # versions and processor, from `provenance`
     python: str = None
@@ -216,6 +246,12 @@ def load_into(model, tensors, what):
         if own[k].shape != tensors[k].shape:
             raise ValueError(f'{what}: "{k}" is {list(tensors[k].shape)}, '
                              f'the config says {list(own[k].shape)}')
+        if own[k].is_floating_point() != tensors[k].is_floating_point():
+            raise ValueError(f'{what}: "{k}" is of type {tensors[k].dtype}, '
+                             f'this model has {own[k].dtype}')
+        if not tensors[k].isfinite().all():
+            raise ValueError(f'{what}: "{k}" holds values that are no numbers (nan or infinite): '
+                             'its training failed, or the file is spoilt')
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return model
 
@@ -230,8 +266,9 @@ def save_model(
     dtype=torch.float16
 ):
     "Keep a model: weights as safetensors, its shape and history as JSON beside them."
-    save_tensors(Path(folder)/f'{info.kind}.safetensors', model.state_dict(), dtype)
-    write_record(Path(folder)/f'{info.kind}.json', info)
+    weights = Path(folder)/f'{info.kind}.safetensors'
+    save_tensors(weights, model.state_dict(), dtype)
+    write_record(weights.with_suffix('.json'), replace(info, weights=fingerprint(weights)))
 
 def load_model(
     folder,         # where `save_model` put it
@@ -245,8 +282,23 @@ def load_model(
     path = Path(folder)/f'{kind}.json'
     weights = path.with_suffix('.safetensors')
     info = read_record(path, info_cls)
-    model = model_cls(from_json(config_cls, info.shape, path))
-    return load_into(model, load_tensors(weights), weights).eval(), info
+    cfg = from_json(config_cls, info.shape, path)
+    check_sizes(cfg, path)
+    model = load_into(model_cls(cfg), load_tensors(weights), weights)
+    if info.weights and fingerprint(weights) != info.weights:
+        raise ValueError(f'{weights}: not the weights that {path.name} tells of; '
+                         'one of the two was changed or spoilt, get both again')
+    return model.eval(), info
+
+MOST = 10_000       # no number of a shape is larger: what is asked for has to fit into memory
+
+def check_sizes(cfg, where):
+    "Every whole number of a model's config is at least 1 and no more than `MOST`."
+    for name, value in asdict(cfg).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if whole and not 1 <= number <= MOST:
+                raise ValueError(f'{where}: {name} is {value}, wanted 1 to {MOST}')
 
 def provenance():
     "Where a result comes from: package commit, versions, processor."

@@ -276,10 +276,19 @@ TWO_CHOICES = dict(name='x', fields=dict(a=['p', 'q']))
     (dict(kind='tokenizer'), "kind 'tokenizer', but WorldInfo is kind 'world'"),
     (dict(format=9), 'format 9, but WorldInfo is format 1'),
     (dict(action_space=TWO_CHOICES), 'action space has'),
-    (dict(action_space=dict(name='x')), 'not a valid')])
+    (dict(action_space=dict(name='x')), 'not a valid'),
+    (dict(shape=INFO['shape'] | dict(layers='8')), "layers is a whole number, not '8'"),
+    (dict(shape=INFO['shape'] | dict(layers=10**9)), 'layers is 1000000000, wanted 1 to'),
+    (dict(fps='20'), 'fps is a number'),
+    (dict(weights='0' * 16), 'not the weights that world.json tells of'),
+    (dict(sampling=dict(colour=3)), 'nfd-ref --debug play ... shows where')])
 def test_a_spoilt_world_json(tmp_path, world, capsys, change, says):
     (world/'world.json').write_text(json.dumps(INFO | change))
     fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
+
+def test_debug_shows_where(world):
+    (world/'world.json').write_text(json.dumps(INFO | dict(sampling=dict(colour=3))))
+    with pytest.raises(TypeError, match='colour'): cli.main(['--debug', 'play', str(world)])
 
 def test_half_a_world_json(tmp_path, world, capsys):
     file = world/'world.json'

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
     DatasetInfo, JudgeInfo, Report, TokenizerInfo, WorldInfo, fingerprint, from_json, load_into,
     load_model, load_tensors, provenance, read_json, read_record, save_model, save_tensors,
     write_aside, write_json, write_record)
+from nfd_ref.tokenizer import TokenizerConfig
+from nfd_ref.transformer import DiTConfig
 
 SPACE = {'name': 'walker', 'fields': {'jump': ['none', 'jump']}}
 
@@ -139,7 +142,9 @@ def test_a_model_comes_back(tmp_path):
     save_model(tmp_path, model, info(commit='abc'), dtype=torch.float32)
     assert sorted(os.listdir(tmp_path)) == ['tokenizer.json', 'tokenizer.safetensors']
     again, about = load_model(tmp_path, TokenizerInfo, Model, Shape)
-    assert about == info(commit='abc') and not again.training and again.cfg == Shape(3)
+    weights = fingerprint(tmp_path/'tokenizer.safetensors')
+    assert about == info(commit='abc', weights=weights)
+    assert not again.training and again.cfg == Shape(3)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
@@ -194,6 +199,48 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
         load_model(tmp_path, TokenizerInfo, Model, Shape)
     save_model(tmp_path, Model(Shape(3)), replace(info(), shape={'width': 5}))
     with pytest.raises(ValueError, match='tokenizer.safetensors: "layers.0.bias" is'):
+        load_model(tmp_path, TokenizerInfo, Model, Shape)
+
+def test_weights_that_are_no_numbers_are_refused():
+    model = Model(Shape(3))
+    good = dict(model.state_dict())
+    for value, message in (
+        (torch.full((3,), torch.nan), 'nan or infinite'),
+        (torch.full((3,), torch.inf), 'nan or infinite'),
+        (torch.ones(3, dtype=torch.int8), 'of type torch.int8'),
+        (torch.ones(3, dtype=torch.complex64), 'of type torch.complex64')):
+        with pytest.raises(ValueError, match=message):
+            load_into(model, good | {'layers.0.bias': value}, 'here')
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    save_model(tmp_path, Model(Shape(3)), info())
+    path = tmp_path/'tokenizer.safetensors'
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='not the weights that tokenizer.json tells of'):
+        load_model(tmp_path, TokenizerInfo, Model, Shape)
+
+@pytest.mark.parametrize('cls, values, says', [
+    (DiTConfig, dict(layers='8'), "layers is a whole number, not '8'"),
+    (DiTConfig, dict(layers=True), 'layers is a whole number'),
+    (DiTConfig, dict(layers=None), 'layers is a whole number'),
+    (DiTConfig, dict(rope=3), r'rope is a list such as \[8, 28, 28\], not 3'),
+    (DiTConfig, dict(rope=['8', 28, 28]), 'rope is a list'),
+    (DiTConfig, dict(qk_norm=1), 'qk_norm is true or false'),
+    (TokenizerConfig, dict(mults=3), 'mults is a list'),
+    (TrainConfig, dict(lr=float('nan')), 'lr is a number')])
+def test_fields_have_types(cls, values, says):
+    with pytest.raises(ValueError, match=f'x.json: not a valid {cls.__name__}: {says}'):
+        from_json(cls, values, 'x.json')
+
+def test_a_number_may_be_whole():
+    assert from_json(TrainConfig, dict(lr=1), 'x.json').lr == 1
+
+@pytest.mark.parametrize('size', [0, -1, 10**9])
+def test_sizes_beyond_reason_are_refused_before_they_are_made(tmp_path, size):
+    save_model(tmp_path, Model(Shape(3)), replace(info(), shape={'width': size}))
+    with pytest.raises(ValueError, match=f'tokenizer.json: width is {size}, wanted 1 to'):
         load_model(tmp_path, TokenizerInfo, Model, Shape)
 
 def test_provenance_needs_no_git(monkeypatch):
