@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'SLOW_MS', 'HELD', 'KEYS', 'BLOCK', 'UNCOUNTED', 'STREAMS', 'HEADER', 'random_world', 'still', 'parameters',
-           'gpu_driver', 'card', 'timed', 'timed_on_gpu', 'work', 'random_product', 'product_rate', 'machine',
-           'roofline_ms', 'key_at', 'percentiles', 'peak_mb', 'Times', 'time_start', 'time_frame', 'time_stream',
-           'Race', 'race', 'dtype_name', 'add_rates', 'table_row', 'print_table', 'bench', 'finish']
+           'gpu_driver', 'machine_facts', 'shape_facts', 'card', 'timed', 'timed_on_gpu', 'work', 'random_product',
+           'product_rate', 'machine', 'roofline_ms', 'key_at', 'percentiles', 'peak_mb', 'Times', 'time_start',
+           'time_frame', 'time_stream', 'Race', 'race', 'dtype_name', 'add_rates', 'table_row', 'print_table',
+           'machine_rates', 'finish', 'bench']
 
 # %% ../nbs/08_speed.ipynb #d00ce90c
 import json
@@ -65,6 +66,29 @@ def gpu_driver():
     command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
+# %% ../nbs/08_speed.ipynb #ddeed1f6
+def machine_facts(world):
+    "What it runs on."
+    on_gpu = world.device.type == 'cuda'
+    return dict(
+        **provenance(),
+        cuda=torch.version.cuda,
+        driver=gpu_driver() if on_gpu else None,
+        threads=torch.get_num_threads(),
+        cpu=torch.backends.cpu.get_cpu_capability())
+
+def shape_facts(world):
+    "What runs."
+    cfg = world.model.cfg
+    height, width = world.size
+    return dict(
+        pixels=f'{width}x{height}',
+        latents=f'{cfg.latents}x{cfg.grid[0]}x{cfg.grid[1]}',
+        tokens_per_frame=cfg.tokens,
+        window=cfg.window,
+        parameters=parameters(world.model),
+        decoder_parameters=parameters(world.tok.decoder))
+
 # %% ../nbs/08_speed.ipynb #7c00012e
 ORDER = ('engines in turns, blocks of 10 frames, the first 2 of each not counted; '
          'stream: median of 4 turns')
@@ -75,21 +99,9 @@ def card(
     order=ORDER         # who is timed when
 ):                      # dict for JSON
     "The protocol of a measurement."
-    cfg = world.model.cfg
-    height, width = world.size
-    on_gpu = world.device.type == 'cuda'
     return dict(
-        **provenance(),
-        cuda=torch.version.cuda,
-        driver=gpu_driver() if on_gpu else None,
-        threads=torch.get_num_threads(),
-        cpu=torch.backends.cpu.get_cpu_capability(),
-        pixels=f'{width}x{height}',
-        latents=f'{cfg.latents}x{cfg.grid[0]}x{cfg.grid[1]}',
-        tokens_per_frame=cfg.tokens,
-        window=cfg.window,
-        parameters=parameters(world.model),
-        decoder_parameters=parameters(world.tok.decoder),
+        **machine_facts(world),
+        **shape_facts(world),
         steps=world.steps,
         sampler=world.sampler,
         context=f'noise {world.context_noise}, level told',
@@ -159,6 +171,7 @@ def product_rate(device, dtype, repeat):
         product = random_product(device, dtype, side)
     return 2e3 * side**3 / min(timed(product, device)[1] for _ in range(repeat))
 
+# %% ../nbs/08_speed.ipynb #f8f5e6b0
 def machine(
     device,
     dtype=torch.float32,
@@ -202,6 +215,7 @@ def peak_mb(device):
     if device.type == 'cuda': return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
+# %% ../nbs/08_speed.ipynb #111c8962
 @dataclass
 class Times:
     "What was measured of one world, in ms unless said otherwise."
@@ -245,11 +259,12 @@ def time_stream(world, actions):
     for _ in world.stream(actions): pass
     return 1e3 * (time.perf_counter() - started) / len(actions)
 
-# %% ../nbs/08_speed.ipynb #4c1c1e9b
+# %% ../nbs/08_speed.ipynb #ed61e2bd
 BLOCK = 10              # frames of a turn
 UNCOUNTED = 2           # more at the beginning of each turn
 STREAMS = 4             # turns of `stream`
 
+# %% ../nbs/08_speed.ipynb #4c1c1e9b
 class Race:
     "Worlds of one shape, timed in turns. What was measured can be read at any time."
     def __init__(self,
@@ -290,6 +305,7 @@ def turn(self:Race,
             times.step.append(step)
     if done == 0: self.show(f'{name:20} {np.median(times.step):.1f} ms a frame at first')
 
+# %% ../nbs/08_speed.ipynb #975c92bc
 @patch
 def results(self:Race):
     "What was measured so far: {name: dict for the record}, of all that made a frame."
@@ -337,6 +353,26 @@ def print_table(record):
     print(f'\n{HEADER}')
     for name, row in record.ladder.items(): print(table_row(name, row))
 
+# %% ../nbs/08_speed.ipynb #71c3b4a2
+def machine_rates(device, dtypes):
+    "What the machine can do in each precision, printed as it is measured: {name: rates}."
+    measured = {}
+    for dtype in dtypes:
+        rates = machine(device, dtype)
+        measured[dtype_name(dtype)] = rates
+        print(f'{"matrix product, copy":20} {rates["flops"] / 1e9:.0f} Gflop/s in '
+              f'{dtype_name(dtype)}, {rates["bytes"] / 1e9:.1f} GB/s')
+    return measured
+
+# %% ../nbs/08_speed.ipynb #e0fe4078
+def finish(record, run, out):
+    "Print and write what a race has measured, whole or not."
+    record.card['timed_frames'] = min(len(times.step) for times in run.times.values() if times.step)
+    add_rates(record, run.worlds)
+    print_table(record)
+    if out: write_record(out, record)
+    print(json.dumps(asdict(record)))
+
 # %% ../nbs/08_speed.ipynb #2ea51ccf
 def bench(
     worlds,                 # {name: `World`} of one shape, the baseline first
@@ -350,11 +386,8 @@ def bench(
     record = BenchRecord(card=card(first, frames, warmup), machine={}, ladder={})
     for name, value in record.card.items(): print(f'{name:20} {value}')
 
-    for dtype in dict.fromkeys(world.engine.dtype for world in worlds.values()):
-        rates = machine(first.device, dtype)
-        record.machine[dtype_name(dtype)] = rates
-        print(f'{"matrix product, copy":20} {rates["flops"] / 1e9:.0f} Gflop/s in '
-              f'{dtype_name(dtype)}, {rates["bytes"] / 1e9:.1f} GB/s')
+    dtypes = dict.fromkeys(world.engine.dtype for world in worlds.values())
+    record.machine = machine_rates(first.device, dtypes)
 
     run = Race(worlds, start, partial(print, flush=True))
     try:
@@ -363,11 +396,3 @@ def bench(
         record.ladder = run.results()
         if record.ladder: finish(record, run, out)
     return record
-
-def finish(record, run, out):
-    "Print and write what a race has measured, whole or not."
-    record.card['timed_frames'] = min(len(times.step) for times in run.times.values() if times.step)
-    add_rates(record, run.worlds)
-    print_table(record)
-    if out: write_record(out, record)
-    print(json.dumps(asdict(record)))
