@@ -40,6 +40,17 @@ def chosen(**values):
     "Those that were chosen; the others are left to what they are for."
     return {name: value for name, value in values.items() if value is not None}
 
+MANY = 10**6            # frames, steps, episodes: no count is larger
+SEEDS = 2**32 - 1       # the largest seed
+
+def within(least, most, **values):
+    "Numbers that were given are in this range, or the flag is named."
+    for name, value in values.items():
+        if value is None: continue
+        flag = f'--{name.replace("_", "-")} {value}'
+        if value < least: raise ValueError(f'{flag}: at least {least}')
+        if value > most: raise ValueError(f'{flag}: at most {most}')
+
 def engine_kwargs(name):
     "'native+bf16' -> what `World` wants to know."
     import torch
@@ -58,6 +69,10 @@ def train_config(
     compile:bool=False,         # torch.compile: pays after some hundred steps
 ):                              # a `TrainConfig`
     "The recipe, with what was given in its place. (A switch can only turn on.)"
+    within(1, 1000 * MANY, steps=steps, save_every=save_every)
+    within(1, MANY, batch=batch)
+    within(0, SEEDS, seed=seed)
+    if lr is not None and not 0 < lr <= 1: raise ValueError(f'--lr {lr}: a rate in (0, 1]')
     numbers = chosen(steps=steps, batch=batch, lr=lr, seed=seed, save_every=save_every)
     return replace(recipe, **numbers, bf16=bf16 or recipe.bf16, compile=compile or recipe.compile)
 
@@ -91,7 +106,8 @@ def cmd_play(
     from nfd_ref.play import parse_actions, play, play_keys, stroll
     from nfd_ref.streaming import World
     from nfd_ref.video import VideoFolder, write_video
-    if frames is not None and frames < 1: raise ValueError(f'--frames {frames}: at least 1')
+    within(1, MANY, frames=frames, steps=steps)
+    within(0, SEEDS, seed=seed)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
     game = World.load(world, **settings)
@@ -149,6 +165,14 @@ def cmd_record(
         width, height = map(int, size.split('x'))
     except ValueError:
         raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
+    for side in (width, height):
+        if not 8 <= side <= 2048: raise ValueError(f'--size {size}: sides of 8 to 2048 pixels')
+    within(1, MANY, episodes=episodes)
+    within(0, MANY, test=test)
+    within(2, MANY, length=length)
+    within(0, 51, crf=crf)
+    within(0, SEEDS, seed=seed)
+    within(1, 1024, workers=workers)
     recorder = Recorder(scenario, height, width, length, crf=crf)
     videos = record(out, recorder, episodes, test, seed, workers)
     print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
@@ -165,7 +189,8 @@ def cmd_branches(
     `evaluate` compares the world with it."""
     from nfd_ref.doom import record_branches
     from nfd_ref.video import VideoFolder
-    if states < 1: raise ValueError(f'--states {states}: at least 1')
+    within(1, MANY, states=states)
+    within(0, SEEDS, seed=seed)
     record_branches(out, VideoFolder(data, 'test'), states, seed=seed)
     print(f'{states} states -> {out}')
 
@@ -204,6 +229,7 @@ def cmd_train_world(
     from nfd_ref.transformer import DITS
     from nfd_ref.video import VideoFolder
     if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
+    within(1, MANY, length=length)
     cfg = train_config(WORLD_RECIPE, **kwargs)
     videos = VideoFolder(data, 'train')
     held_out = VideoFolder(data, 'test')
@@ -250,6 +276,7 @@ def cmd_distill_consistency(
     cfg = train_config(CONSISTENCY_RECIPE, **kwargs)
     if cfg.compile:
         raise ValueError('--compile: forward-mode derivatives are not compiled here; leave it out')
+    within(1, MANY, clips=clips)
     if not 0 <= solver_step < 1: raise ValueError(f'--solver-step {solver_step}: a step in [0, 1)')
     if float32: cfg = replace(cfg, bf16=False)
     method = ConsistencyConfig(solver_step=solver_step)
@@ -271,6 +298,7 @@ def cmd_release(
 ):
     "Put a tokenizer and a world together, measured on held-out video."
     from nfd_ref.release import release
+    within(4, MANY, clips=clips)
     print(json.dumps(release(tokenizer, world, out, data, clips), indent=1))
 
 @command('world')
@@ -292,6 +320,7 @@ def cmd_evaluate(
     Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
     strips beside it."""
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
+    within(0, SEEDS, seed=seed)
     protocol = QUICK if quick else Protocol()
     report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
                       **engine_kwargs(engine))
@@ -327,8 +356,9 @@ def cmd_bench(
     from nfd_ref.engines import ENGINES
     from nfd_ref.growth import growth as measure_growth
     from nfd_ref.streaming import World
+    within(1, 1024, threads=threads)
     if threads: torch.set_num_threads(threads)
-    if frames < 1: raise ValueError(f'--frames {frames}: at least 1')
+    within(1, MANY, frames=frames, steps=steps, window=window)
     if window and not preset:
         raise ValueError('--window goes with --preset: a trained world keeps its own')
     if growth:

@@ -195,7 +195,7 @@ def test_keys_in_a_real_terminal(tmp_path):
     (['nowhere'], 'no such folder'),
     ([WORLD/'world.json'], 'no such folder'),
     (['--data', 'nowhere'], 'no such folder of video'),
-    (['--steps', 0], 'at least 1 is needed'),
+    (['--steps', 0], '--steps 0: at least 1'),
     (['--engine', 'warp'], 'no engine "warp"'),
     (['--engine', 'static+fp4'], 'after + comes bf16'),
     (['--frames', -5], 'at least 1'),
@@ -232,7 +232,7 @@ def test_mistakes_in_training(tmp_path, capsys):
     fails(capsys, tmp_path, 'train', 'world', *run_in, *no_tokenizer, says='no such file')
     fails(capsys, tmp_path, 'train', 'world', *run_in, *no_tokenizer, '--preset', 'huge',
           says='no preset "huge"')
-    fails(capsys, tmp_path, 'train', 'tokenizer', *run_in, '--steps', 0, says='steps is 0')
+    fails(capsys, tmp_path, 'train', 'tokenizer', *run_in, '--steps', 0, says='--steps 0: at least 1')
 
 def test_mistakes_in_distilling(tmp_path, capsys):
     distill = ('distill', 'consistency', '--data', DATA, '--out', tmp_path/'d')
@@ -285,6 +285,22 @@ TWO_CHOICES = dict(name='x', fields=dict(a=['p', 'q']))
 def test_a_spoilt_world_json(tmp_path, world, capsys, change, says):
     (world/'world.json').write_text(json.dumps(INFO | change))
     fails(capsys, tmp_path, 'play', world, '--out', tmp_path/'o.mp4', says=says)
+
+@pytest.mark.parametrize('words', [
+    'play --seed -1', 'play --seed 4294967296', 'play --frames 0', 'play --steps 0',
+    'play --frames 2147483648', 'record OUT --seed -1', 'record OUT --size 100000x8',
+    'record OUT --size 4x8', 'record OUT --workers 2147483648', 'record OUT --workers 0',
+    'record OUT --length 0', 'record OUT --episodes 0', 'record OUT --crf 99',
+    'branches OUT --states 0', 'bench --frames 0', 'bench --threads 0', 'bench --steps -3',
+    'evaluate --out OUT.json --seed -1', 'release A B OUT --clips 0',
+    'train tokenizer --data D --out OUT --lr -1', 'train tokenizer --data D --out OUT --lr 1e38',
+    'train tokenizer --data D --out OUT --lr nan', 'train world --data D --out OUT --tokenizer T '
+    '--seed -1', 'train world --data D --out OUT --tokenizer T --length 0',
+    'train idm --data D --out OUT --steps 0', 'distill consistency --data D --out OUT --clips 0'])
+def test_numbers_beyond_reason_are_refused_before_work_begins(tmp_path, capsys, words):
+    args = [word.replace('OUT', str(tmp_path/'out')) for word in words.split()]
+    flag = next(word for word in reversed(args) if word.startswith('--'))
+    fails(capsys, tmp_path, *args, says=flag)
 
 def test_debug_shows_where(world):
     (world/'world.json').write_text(json.dumps(INFO | dict(sampling=dict(colour=3))))
