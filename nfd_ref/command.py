@@ -71,8 +71,8 @@ def main(argv=None):
     run = given.pop('run')
     try:
         run(**given)
-    except KeyboardInterrupt:
-        print('\nstopped', file=sys.stderr)
+    except KeyboardInterrupt as why:
+        print(f'\nstopped {why}'.rstrip(), file=sys.stderr)
         return 130
     except EXPECTED as problem:
         if debug: raise

@@ -17,8 +17,9 @@ import torch
 from tqdm.auto import tqdm
 from .diffusion import (
     NoiseLevels, add_noise, flow_matching_loss, generator, per_frame, to_x0)
-from .loop import (
-    FOR_BATCH, FOR_HELD_OUT, FOR_LOSS, Ahead, TrainConfig, append_line, fit, trim_log)
+from nfd_ref.loop import (
+    FOR_BATCH, FOR_HELD_OUT, FOR_LOSS, Ahead, TrainConfig, append_line, claim, first_process, fit,
+    trim_log)
 from .storage import (
     TokenizerInfo, WorldInfo, fingerprint, load_into, load_tensors, provenance, read_json,
     read_record, save_model, write_aside, write_json)
@@ -50,12 +51,15 @@ def encode_videos(
     first = np.cumsum([0] + [frames for _, frames in videos.episodes])
     actions = np.concatenate([videos.actions(e) for e in range(len(videos))])
 
+    def load(e): return torch.as_tensor(videos.clip(e).frames)
+
     if not note.exists() or read_json(note) != made_from:
+        note.unlink(missing_ok=True)        # first: an array without its note is made again
         tok = tok.to(device)
         shape = (int(first[-1]), tok.cfg.latents, *tok.grid(*videos.size))
         with write_aside(array) as tmp:
             latents = np.lib.format.open_memmap(tmp, 'w+', np.float16, shape)
-            decoded = Ahead(lambda e: torch.as_tensor(videos.clip(e).frames), len(videos))
+            decoded = Ahead(load, len(videos))
             for e in tqdm(range(len(videos)), 'encode', unit='episode', disable=not progress):
                 encoded = [tok.encode(some).half().cpu() for some in decoded(e).split(200)]
                 latents[first[e]:first[e + 1]] = torch.cat(encoded).numpy()
@@ -314,15 +318,12 @@ def held_out_log(
 # %% ../nbs/05_training.ipynb #1a0ccaee
 def begin_with(
     model,              # gets the weights
-    init,               # folder of a trained world of the same shape
-    out                 # gets a copy of its log
+    init                # folder of a trained world of the same shape
 ):                      # fingerprint of the weights, trainings before this one (`WorldInfo.before`)
     "Go on from a trained world."
     weights = Path(init)/'world.safetensors'
-    log = Path(init)/'world_log.jsonl'
     old = read_record(Path(init)/'world.json', WorldInfo)
     load_into(model, load_tensors(weights), weights)
-    if log.exists(): shutil.copy(log, Path(out)/'init_log.jsonl')
     last = {name: getattr(old, name) for name in ('train', 'data', 'commit', 'device')}
     return fingerprint(weights), [*old.before, last]
 
@@ -341,10 +342,25 @@ def train_world(
     model_cls=DiT,
     **kwargs            # for `fit`
 ):                      # the trained `DiT` (averaged weights)
-    "Train the world model on encoded clips. OUT/final holds it."
+    """Train the world model on encoded clips. OUT/final holds it.
+    What cannot be trained is refused before anything is written."""
     out = Path(out)
     shape = replace(shape, latents=tok.cfg.latents, grid=tok.grid(*videos.size),
                     actions=videos.space.sizes)
+    if max(frames for _, frames in videos.episodes) < length:
+        raise ValueError(f'no episode as long as a training clip of {length} frames')
+    about = dict(shape=asdict(shape), length=length, levels=asdict(levels), mistakes=mistakes,
+                 data=videos.hash())
+    before = []
+    torch.manual_seed(cfg.seed)         # of the first weights
+    model = model_cls(shape)
+    if init: about['init'], before = begin_with(model, init)
+
+    decides = about | dict(tokenizer=weights_hash(tok))     # and is compared on resume
+    resume = kwargs.pop('resume', False)
+    if first_process(): claim(out, dict(train=asdict(cfg), info=decides), resume)
+    log = Path(init or '')/'world_log.jsonl'
+    if init and log.exists(): shutil.copy(log, out/'init_log.jsonl')
 
     def clips_of(videos, name):
         return latent_clips(tok, videos, out/name, length, cfg.batch, cfg.seed,
@@ -354,14 +370,8 @@ def train_world(
         measure = held_out_log(out/'held_out.jsonl', clips_of(held_out, 'latents_test'), levels)
         kwargs.setdefault('on_save', measure)
 
-    about = dict(shape=asdict(shape), length=length, levels=asdict(levels), mistakes=mistakes,
-                 data=videos.hash())
-    before = []
-    torch.manual_seed(cfg.seed)         # of the first weights
-    model = model_cls(shape)
-    if init: about['init'], before = begin_with(model, init, out)
     spoilt = SpoiltClips(clips, levels, cfg.seed, mistakes)
-    model = fit(out, model, world_loss, spoilt, cfg, about, **kwargs)
+    model = fit(out, model, world_loss, spoilt, cfg, decides, resume=True, **kwargs)
 
     save_model(out/'final', model, WorldInfo(
         **about,

@@ -232,7 +232,8 @@ def test_mistakes_in_training(tmp_path, capsys):
     fails(capsys, tmp_path, 'train', 'world', *run_in, *no_tokenizer, says='no such file')
     fails(capsys, tmp_path, 'train', 'world', *run_in, *no_tokenizer, '--preset', 'huge',
           says='no preset "huge"')
-    fails(capsys, tmp_path, 'train', 'tokenizer', *run_in, '--steps', 0, says='--steps 0: at least 1')
+    no_steps = ('train', 'tokenizer', *run_in, '--steps', 0)
+    fails(capsys, tmp_path, *no_steps, says='--steps 0: at least 1')
 
 def test_mistakes_in_distilling(tmp_path, capsys):
     distill = ('distill', 'consistency', '--data', DATA, '--out', tmp_path/'d')

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from nfd_ref.diffusion import generator
-from nfd_ref.loop import TrainConfig, fit, read_log
+from nfd_ref.loop import TrainConfig, checkpoints, fit, read_log
 from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
-from nfd_ref.training import train_tokenizer
+from nfd_ref.training import train_tokenizer, train_world
+from nfd_ref.transformer import DiTConfig
 from nfd_ref.video import VideoFolder, save_episode
 
 DATA = Path(__file__).parents[1]/'data'/'my_way_home'
@@ -171,6 +172,80 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     weights = load_file(tmp_path/'run'/'step_000004'/'model.safetensors')
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert not list((tmp_path/'run').glob('.*'))
+
+def world(out, data, seed=0, **kwargs):
+    "One step of a tiny world."
+    torch.manual_seed(seed)
+    tok = Tokenizer(TokenizerConfig(latents=4, width=8, mults=(1, 1, 1)))
+    for p in tok.parameters(): torch.nn.init.normal_(p, std=.1)
+    shape = DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6))
+    kwargs = dict(length=4, progress=False) | kwargs
+    cfg = TrainConfig(steps=1, batch=2)
+    return train_world(out, VideoFolder(data, 'train'), tok, cfg, shape, **kwargs)
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()}
+
+def test_a_refused_world_changes_nothing(tmp_path, data):
+    world(tmp_path/'run', data)
+    before = contents(tmp_path/'run')
+    init = tmp_path/'run'/'final'
+    with pytest.raises(FileExistsError, match='already holds a run'):
+        world(tmp_path/'run', data, seed=1, init=init)
+    with pytest.raises(ValueError, match='begun with another tokenizer;'):
+        world(tmp_path/'run', data, seed=1, resume=True)
+    assert contents(tmp_path/'run') == before
+
+    with pytest.raises(ValueError, match='no episode as long as'):
+        world(tmp_path/'new', data, length=10_000)
+    assert not (tmp_path/'new').exists()
+
+def test_a_cache_whose_making_was_cut_is_made_again(tmp_path, data, monkeypatch):
+    world(tmp_path/'run', data)
+    good = contents(tmp_path/'run')['latents.npy']
+    (tmp_path/'run'/'latents.json').unlink()                # as if killed between the two
+    (tmp_path/'run'/'latents.npy').write_bytes(b'of another tokenizer')
+    world(tmp_path/'run', data, resume=True)
+    assert contents(tmp_path/'run')['latents.npy'] == good
+
+def line_loss(model, batch, numbers, part, device):
+    return model(torch.ones(2, 4, device=device)).square().mean(), {}
+
+def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+    cfg = TrainConfig(steps=20, batch=2, warmup=1)
+    def pressed(step):
+        if step == 6: signal.raise_signal(signal.SIGINT)
+        return step
+
+    whole = fit(tmp_path/'whole', line(), line_loss, int, cfg, progress=False)
+    with pytest.raises(KeyboardInterrupt, match='after step 7, which is kept in'):
+        fit(tmp_path/'run', line(), line_loss, pressed, cfg, progress=False)
+    assert [path.name for path in checkpoints(tmp_path/'run')] == ['step_000007']
+    again = fit(tmp_path/'run', line(), line_loss, int, cfg, resume=True, progress=False)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+def line():
+    torch.manual_seed(0)
+    return Line()
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (1_000_000, 999_500, 20): (tmp_path/f'step_{step:06d}').mkdir()
+    found = [path.name for path in checkpoints(tmp_path)]
+    assert found == ['step_000020', 'step_999500', 'step_1000000']
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path):
+    def spoil(model, batch, numbers, part, device):
+        loss, logs = line_loss(model, batch, numbers, part, device)
+        with torch.no_grad(): model.weight[0, 0] = torch.inf        # the loss does not know yet
+        return loss, logs
+    with pytest.raises(FloatingPointError, match='the sum of all weights is'):
+        fit(tmp_path/'run', line(), spoil, int, TrainConfig(steps=1), progress=False)
+    assert checkpoints(tmp_path/'run') == []
+
+@pytest.mark.parametrize('lr', [0., -1., float('nan'), float('inf')])
+def test_a_rate_is_above_zero(lr):
+    with pytest.raises(ValueError, match='lr is'): TrainConfig(lr=lr)
 
 class Line(torch.nn.Linear):
     "Small enough that compiling it takes seconds."
