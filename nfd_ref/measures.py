@@ -256,7 +256,7 @@ class IdmDistance(Metric):
     "Is it video of this game, in the eyes of the judge?"
     name = 'idm_distance'
     title = 'idm_distance to real video'
-    columns = (Column(name, name, lambda r: r.metrics['idm_distance']['world']),)
+    columns = (Column(name, 'idm distance', lambda r: r.metrics['idm_distance']['world']),)
 
     def measure(self, session):
         s = session.setting
@@ -276,7 +276,7 @@ class TextureDistance(Metric):
     "Is it made of the same textures?"
     name = 'texture_distance'
     title = 'texture_distance to what happened'
-    columns = (Column(name, name, lambda r: r.metrics['texture_distance']['world']),)
+    columns = (Column(name, 'texture distance', lambda r: r.metrics['texture_distance']['world']),)
 
     def measure(self, session):
         tok = session.setting.world.tok

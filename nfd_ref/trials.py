@@ -33,7 +33,7 @@ class Actions(Metric):
     title = 'F1 of the keys read back'
     columns = (
         Column('f1', 'action F1', lambda r: r.metrics['actions']['world']['f1']),
-        Column('f1_share', 'of real', f1_share))
+        Column('f1_share', 'F1, share of real', f1_share))
 
     def measure(self, session):
         space = session.setting.videos.space
