@@ -263,6 +263,7 @@ def cmd_distill_consistency(
     teacher:Path=WORLD,                     # folder of the world to distil
     adversarial:bool=True,                  # without the discriminator
     solver_step:float=0.,                   # of discrete distillation, in [0, 1); 0: none
+    length:int=24,                          # frames of a training clip
     clips:int=16,                           # training clips on which the sampling is chosen
     float32:bool=False,                     # no bf16 autocast: right where the CPU has no bf16
     resume:bool=False,                      # go on from the last checkpoint of the run
@@ -276,14 +277,14 @@ def cmd_distill_consistency(
     cfg = train_config(CONSISTENCY_RECIPE, **kwargs)
     if cfg.compile:
         raise ValueError('--compile: forward-mode derivatives are not compiled here; leave it out')
-    within(1, MANY, clips=clips)
+    within(1, MANY, clips=clips, length=length)
     if not 0 <= solver_step < 1: raise ValueError(f'--solver-step {solver_step}: a step in [0, 1)')
     if float32: cfg = replace(cfg, bf16=False)
     method = ConsistencyConfig(solver_step=solver_step)
     if not adversarial: method = replace(method, adversarial=0.)
 
     videos = VideoFolder(data, 'train')
-    distill_consistency(out, teacher, videos, cfg, method, resume=resume)
+    distill_consistency(out, teacher, videos, cfg, method, length, resume=resume)
     sampling = choose_sampling(out/'final', videos, clips=clips)
     print(json.dumps(sampling))
     print(f'-> nfd-ref play {out/"final"}')
