@@ -234,6 +234,29 @@ def core(self:DiT,
     x = modulate(F.layer_norm(x[:, :, :self.cfg.tokens], (self.cfg.d,)), shift, scale)
     return self.latents(self.final(x))
 
+# %% ../nbs/03_transformer.ipynb #789dde21
+@patch
+def forward(self:DiT,
+    x,              # noisy latents [b, f, c, h, w]
+    t,              # noise level of each frame, [b, f] in [0, 1]
+    actions,        # int [b, f, k]; actions[:, i] leads to frame i
+    cache=None,     # a `KVCache` of the frames before these
+    write=0         # so many of these frames, the first ones, are written into the cache
+):                  # velocity v = eps - x0, [b, f, c, h, w]
+    "One look at these frames, behind those of the cache."
+    f = x.shape[1]
+    start = 0 if cache is None else cache.next
+    past = 0 if cache is None else len(cache)
+    a = self.action(actions)
+    tokens = self.tokens(x, a)
+    v = self.core(
+        tokens, *self.modulation(t, a),
+        turn=self.turns(start, f, tokens), mask=self.mask(f, past, x.device),
+        cache=cache, write=write, **self.block_kwargs(a),
+    )
+    if write: cache.next += write
+    return v
+
 # %% ../nbs/03_transformer.ipynb #09a47da4
 @patch
 def turns(self:DiT,
@@ -277,29 +300,6 @@ def mask(self:DiT,
             band = block_causal_mask(f, n, window=self.cfg.window, past=past)
             self._masks[key] = band.to(device)
     return self._masks[key]
-
-# %% ../nbs/03_transformer.ipynb #789dde21
-@patch
-def forward(self:DiT,
-    x,              # noisy latents [b, f, c, h, w]
-    t,              # noise level of each frame, [b, f] in [0, 1]
-    actions,        # int [b, f, k]; actions[:, i] leads to frame i
-    cache=None,     # a `KVCache` of the frames before these
-    write=0         # so many of these frames, the first ones, are written into the cache
-):                  # velocity v = eps - x0, [b, f, c, h, w]
-    "One look at these frames, behind those of the cache."
-    f = x.shape[1]
-    start = 0 if cache is None else cache.next
-    past = 0 if cache is None else len(cache)
-    a = self.action(actions)
-    tokens = self.tokens(x, a)
-    v = self.core(
-        tokens, *self.modulation(t, a),
-        turn=self.turns(start, f, tokens), mask=self.mask(f, past, x.device),
-        cache=cache, write=write, **self.block_kwargs(a),
-    )
-    if write: cache.next += write
-    return v
 
 # %% ../nbs/03_transformer.ipynb #d101f6b2
 class CrossBlock(Block):
