@@ -11,12 +11,11 @@ from typing import Annotated
 
 from fastcore.meta import delegates
 
-from nfd_ref.command import COMMANDS, GROUPS, command, main, parser
+from nfd_ref.command import COMMANDS, GROUPS, ROOT, command, main, parser
 
 __all__ = ['COMMANDS', 'parser', 'main']
 
-HERE = Path(__file__).resolve().parent.parent
-SHIPPED = HERE/'data'
+SHIPPED = ROOT/'data'
 WORLD = SHIPPED/'world'
 STUDENT = SHIPPED/'distilled'
 VIDEO = SHIPPED/'my_way_home'
@@ -230,11 +229,11 @@ def cmd_train_world(
     from nfd_ref.video import VideoFolder
     if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
     within(1, MANY, length=length)
+    if not 0 <= mistakes <= 1: raise ValueError(f'--mistakes {mistakes}: a share in [0, 1]')
     cfg = train_config(WORLD_RECIPE, **kwargs)
     videos = VideoFolder(data, 'train')
     held_out = VideoFolder(data, 'test')
     tok = load_tokenizer(tokenizer)
-    if not 0 <= mistakes <= 1: raise ValueError(f'--mistakes {mistakes}: a share in [0, 1]')
     train_world(out, videos, tok, cfg, DITS[preset], length, mistakes=mistakes, init=init,
                 held_out=held_out, resume=resume)
     print(f'done -> {out/"final"}')
@@ -427,6 +426,6 @@ def cmd_lab():
     "Open JupyterLab at the notebooks."
     if not find_spec('jupyterlab'):
         raise ImportError('JupyterLab is not installed: pip install -c constraints.txt jupyterlab')
-    sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(HERE/'nbs')]))
+    sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(ROOT/'nbs')]))
 
 if __name__ == '__main__': sys.exit(main())

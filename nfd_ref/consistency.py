@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from .attention import KVCache
 from .diffusion import add_noise, per_frame, time_grid, to_x0
-from .loop import TrainConfig, fit
+from .loop import TrainConfig, claim_run, fit
 from .storage import (
     TokenizerInfo, WorldInfo, fingerprint, load_model, provenance, save_model)
 from .streaming import tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig
-from .training import latent_clips
+from .training import latent_clips, require_length
 from .transformer import DiT, DiTConfig, look_back, present, sinusoid
 
 # %% ../nbs/09_consistency.ipynb #c5a29ead
@@ -340,7 +340,6 @@ CONSISTENCY_RECIPE = TrainConfig(
 def _keep_student(folder, student, teacher, info, cfg, about):
     "A playable folder: the student, the tokenizer of its teacher (whose `WorldInfo` is `info`)."
     method = about['method']
-    past = {name: getattr(info, name) for name in ('train', 'data', 'commit', 'device')}
     sampling = dict(
         steps=method['play_steps'],
         sampler='consistency',
@@ -348,7 +347,7 @@ def _keep_student(folder, student, teacher, info, cfg, about):
     save_model(folder, student, WorldInfo(
         shape=method['shape'],
         train=asdict(cfg),
-        before=(*info.before, past),
+        before=info.history(),
         action_space=info.action_space,
         fps=info.fps,
         size=info.size,
@@ -372,6 +371,10 @@ def distill_consistency(
     out = Path(out)
     model, info, tok, weights = open_teacher(teacher, videos)
     method = replace(method, shape=model.cfg)
+    require_length([frames for _, frames in videos.episodes], length)
+    about = dict(method=asdict(method), length=length, data=videos.hash(), teacher=weights)
+    run = dict(kind='consistency') | about
+    claim_run(out, cfg, run, kwargs.pop('resume', False))
     clips = latent_clips(tok, videos, out/'latents', length, cfg.batch, cfg.seed,
                          progress=kwargs.get('progress', True))
 
@@ -391,9 +394,7 @@ def distill_consistency(
         warmup = min(1., step / max(1, method.warmup))
         return model(guide, x0[part].to(device), actions[part].to(device), draws, warmup)
 
-    about = dict(method=asdict(method), length=length, data=videos.hash(), teacher=weights)
-    run = dict(kind='consistency') | about
-    student = fit(out, distiller, loss, batches, cfg, run, **kwargs).student
+    student = fit(out, distiller, loss, batches, cfg, run, resume=True, **kwargs).student
 
     _keep_student(out/'final', student, teacher, info, cfg, about)
     shutil.copy(out/'log.jsonl', out/'final'/'world_log.jsonl')

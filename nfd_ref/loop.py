@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOR_BATCH', 'FOR_LOSS', 'FOR_HELD_OUT', 'MOMENTS', 'AHEAD', 'STOPS', 'read_log', 'append_line', 'TrainConfig',
-           'lr_scale', 'parameter_groups', 'make_optimizer', 'first_process', 'claim', 'weight_names', 'moments',
+           'lr_scale', 'parameter_groups', 'make_optimizer', 'claim', 'claim_run', 'weight_names', 'moments',
            'load_moments', 'save_checkpoint', 'load_checkpoint', 'checkpoints', 'step_of', 'trim_log', 'ema_update',
            'averaged', 'Run', 'Ahead', 'pinned', 'plain', 'interruptible', 'fit']
 
@@ -95,10 +95,6 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
 
 # %% ../nbs/05b_loop.ipynb #39bac138
-def first_process():
-    "Of the processes that train together, is this the one that writes?"
-    return os.environ.get('RANK', '0') == '0'
-
 def claim(
     out,                # the run's folder
     config,             # {'train': {...}, 'info': {...}}, JSON-able: what decides the run
@@ -119,6 +115,11 @@ def claim(
     if other:
         raise ValueError(f'{out}: was begun with another {", ".join(other)}; '
                          'resume with the same, or start a new run')
+
+def claim_run(out, cfg, info, resume):
+    """`claim`, by the one process of several that writes. Who puts something into the folder calls
+    it first, and then `fit` with `resume=True`: so a refused run changes nothing."""
+    if os.environ.get('RANK', '0') == '0': claim(out, dict(train=asdict(cfg), info=info), resume)
 
 # %% ../nbs/05b_loop.ipynb #3fd49627
 MOMENTS = ('exp_avg', 'exp_avg_sq', 'step')   # what AdamW remembers of each weight
@@ -238,7 +239,7 @@ class Run:
 @patch
 def begin(self:Run, info, resume):
     "Take the folder, go to its last checkpoint if there is one, and wrap what learns."
-    if self.main: claim(self.out, dict(train=asdict(self.cfg), info=info), resume)
+    claim_run(self.out, self.cfg, info, resume)
     self.accelerator.wait_for_everyone()
     saved = checkpoints(self.out)
     if saved:

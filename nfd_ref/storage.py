@@ -181,6 +181,11 @@ class WorldInfo(ModelInfo):
     sampling_trial: tuple = None    # what was tried to find them
     metrics: dict = None            # measured at release
 
+    def history(self):
+        "The trainings up to and with this one, oldest first: `before` of a world that goes on."
+        this = {name: getattr(self, name) for name in ('train', 'data', 'commit', 'device')}
+        return (*self.before, this)
+
 @dataclass(kw_only=True)
 class Report:
     "What `evaluate` writes."

@@ -223,3 +223,4 @@ def test_command_refuses(tmp_path, videos, capsys):
     teacher(tmp_path/'deep', replace(TINY, layers=8))
     assert command(tmp_path, videos, 'deep', 'taken') == 2
     assert 'already holds a run' in capsys.readouterr().err
+    assert [path.name for path in (tmp_path/'taken').iterdir()] == ['config.json']
