@@ -7,9 +7,19 @@ from pathlib import Path
 
 from fastcore.script import anno_parser
 
-__all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main']
+__all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main', 'chosen', 'within', 'engine_kwargs',
+           'load_tokenizer']
 
 ROOT = Path(__file__).resolve().parent.parent   # defaults are shown from here
+
+SHIPPED = ROOT/'data'
+WORLD = SHIPPED/'world'
+STUDENT = SHIPPED/'distilled'
+VIDEO = SHIPPED/'my_way_home'
+BRANCHES = SHIPPED/'branches'
+JUDGE = SHIPPED/'idm'
+
+Wanted = dict(required=True)            # of a flag that must be given
 
 EXPECTED = ValueError, OSError, RuntimeError, ImportError, FloatingPointError
 COMMANDS = {}                           # {words of a command: (function, positional arguments)}
@@ -84,3 +94,33 @@ def main(argv=None):
               f'(nfd-ref --debug {word} ... shows where)', file=sys.stderr)
         return 2
     return 0
+
+# ---- what several commands want
+
+def chosen(**values):
+    "Those that were chosen; the others are left to what they are for."
+    return {name: value for name, value in values.items() if value is not None}
+
+MANY = 10**6            # frames, steps, episodes: no count is larger
+SEEDS = 2**32 - 1       # the largest seed
+
+def within(least, most, **values):
+    "Numbers that were given are in this range, or the flag is named."
+    for name, value in values.items():
+        if value is None: continue
+        flag = f'--{name.replace("_", "-")} {value}'
+        if value < least: raise ValueError(f'{flag}: at least {least}')
+        if value > most: raise ValueError(f'{flag}: at most {most}')
+
+def engine_kwargs(name):
+    "'native+bf16' -> what `World` wants to know."
+    import torch
+    engine, _, half = (name or '').partition('+')
+    if half not in ('', 'bf16'): raise ValueError(f'engine "{name}": after + comes bf16')
+    return chosen(engine=engine or None, dtype=torch.bfloat16 if half else None)
+
+def load_tokenizer(folder):
+    from nfd_ref.storage import TokenizerInfo, load_model
+    from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
+    tok, _ = load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)
+    return tok

@@ -1,0 +1,112 @@
+"""Commands that make what others use: `record`, `branches`, `release`, `build`. Written by hand
+(see `command`)."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from nfd_ref.command import MANY, SEEDS, VIDEO, command, load_tokenizer, within
+
+@command('out')
+def cmd_record(
+    out:Path,                       # folder to record into; goes on where it was stopped
+    episodes:int=24,                # how many
+    test:int=4,                     # of these, held out
+    length:int=600,                 # frames an episode at most
+    scenario:str='my_way_home',     # of ViZDoom
+    size:Annotated[str, dict(metavar='WxH')]='80x48',   # width and height in pixels
+    crf:int=20,                     # H.264 quality, smaller is better
+    seed:int=0,                     # the same seed gives the same frames
+    workers:int=None,               # processes (one per core)
+):
+    """Record ViZDoom into a folder of video.
+    Episodes of a scenario, played by a sticky, wall-avoiding player."""
+    from nfd_ref.doom import Recorder, record
+    try:
+        width, height = map(int, size.split('x'))
+    except ValueError:
+        raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
+    for side in (width, height):
+        if not 8 <= side <= 2048: raise ValueError(f'--size {size}: sides of 8 to 2048 pixels')
+    within(1, MANY, episodes=episodes)
+    within(0, MANY, test=test)
+    within(2, MANY, length=length)
+    within(0, 51, crf=crf)
+    within(0, SEEDS, seed=seed)
+    within(1, 1024, workers=workers)
+    recorder = Recorder(scenario, height, width, length, crf=crf)
+    videos = record(out, recorder, episodes, test, seed, workers)
+    print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
+
+@command('out')
+def cmd_branches(
+    out:Path,                   # folder to record into: new
+    data:Path=VIDEO,            # the recording
+    states:int=16,              # how many
+    seed:int=0,                 # of the choice of states
+):
+    """Play every action from saved simulator states.
+    From states of the held-out episodes of a ViZDoom recording, record what every action leads to;
+    `evaluate` compares the world with it."""
+    from nfd_ref.doom import record_branches
+    from nfd_ref.video import VideoFolder
+    within(1, MANY, states=states)
+    within(0, SEEDS, seed=seed)
+    record_branches(out, VideoFolder(data, 'test'), states, seed=seed)
+    print(f'{states} states -> {out}')
+
+@command('tokenizer', 'world', 'out')
+def cmd_release(
+    tokenizer:Path,             # folder of the trained tokenizer
+    world:Path,                 # folder of the trained world
+    out:Path,                   # the playable folder: must be new
+    data:Path=VIDEO,            # video that judges it
+    clips:int=64,               # held-out clips it is measured on
+):
+    "Put a tokenizer and a world together, measured on held-out video."
+    from nfd_ref.release import release
+    within(4, MANY, clips=clips)
+    print(json.dumps(release(tokenizer, world, out, data, clips), indent=1))
+
+@command('out')
+def cmd_build(
+    out:Path,                   # folder for all of it; OUT/play is playable
+    recipe:str='cpu',           # cpu (two hours on two cores), cuda (a GPU) or tiny (a minute)
+    tokenizer:Path=None,        # folder of a trained tokenizer (none: one is trained)
+    data:Path=VIDEO,            # video that judges it
+):
+    """All of it: record, train both, release.
+    Goes on where it was stopped. The recipe tiny shows that the path works, not what it can do;
+    cuda is that of the shipped world, with --tokenizer data/world: five minutes of steps on an
+    H100, beside recording and encoding."""
+    from nfd_ref.doom import Recorder, record
+    from nfd_ref.release import release
+    from nfd_ref.training import RECIPES, train_tokenizer, train_world
+    from nfd_ref.transformer import DITS
+    from nfd_ref.video import VideoFolder
+    if recipe not in RECIPES:
+        raise ValueError(f'no recipe "{recipe}"; there are {", ".join(RECIPES)}')
+    plan = RECIPES[recipe]
+    world = out/'world'
+    finish = out/'finish'
+
+    record(out/'video', Recorder(crf=18), plan.episodes, plan.test, plan.seed)
+    train = VideoFolder(out/'video', 'train')
+    test = VideoFolder(out/'video', 'test')
+    if tokenizer is None:
+        tokenizer = out/'tokenizer'/'final'
+        if not tokenizer.exists():
+            train_tokenizer(tokenizer.parent, train, plan.tokenizer, resume=True)
+    tok = load_tokenizer(tokenizer)
+
+    def train_stage(folder, cfg, **kwargs):
+        if (folder/'final').exists(): return
+        train_world(folder, train, tok, cfg, DITS[plan.preset], plan.length, plan.levels,
+                    held_out=test, resume=True, **kwargs)
+    train_stage(world, plan.world)
+    if plan.finish:
+        train_stage(finish, plan.finish, mistakes=plan.mistakes, init=world/'final')
+        world = finish
+    metrics = release(tokenizer, world/'final', out/'play', data)
+    print(json.dumps(metrics['psnr']))
+    print(f'-> nfd-ref play {out/"play"}')

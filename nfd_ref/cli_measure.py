@@ -1,0 +1,84 @@
+"""Commands that measure: `evaluate`, `bench`. Written by hand (see `command`)."""
+
+from pathlib import Path
+from typing import Annotated
+
+from nfd_ref.command import BRANCHES, JUDGE, MANY, SEEDS, VIDEO, WORLD, Wanted
+from nfd_ref.command import chosen, command, engine_kwargs, within
+
+@command('world')
+def cmd_evaluate(
+    world:Path=WORLD,                   # folder of a world
+    out:Annotated[Path, Wanted]=None,   # report, NAME.json; NAME.png is written as well
+    data:Path=VIDEO,                    # video folder: its test episodes judge
+    branches:Path=BRANCHES,             # from nfd-ref branches, of the same episodes
+    idm:Path=JUDGE,                     # from nfd-ref train idm
+    quick:bool=False,                   # under a minute: to see that it works, not to compare
+    seed:int=0,                         # of the clips and the noise
+    engine:str=None,                    # see 06b_engines; +bf16: half precision (the fastest)
+    leaderboard:Path=None,              # JSON file to put a row into
+    name:str=None,                      # of the world there (its folder)
+    i3d:Path=None,                      # i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD
+    vgg:Path=None,                      # vgg16.pt of StyleGAN3, if you have it: adds LPIPS
+):
+    """Measure a world: quality, distance, actions, counterfactuals, drift, memory.
+    Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
+    strips beside it."""
+    from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
+    within(0, SEEDS, seed=seed)
+    protocol = QUICK if quick else Protocol()
+    report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
+                      **engine_kwargs(engine))
+
+    words = 'nfd-ref evaluate'
+    if world != WORLD: words += f' {world}'
+    words += f' --out report.json --seed {seed}'
+    if engine: words += f' --engine {engine}'
+    if quick: words += ' --quick'
+    row = leaderboard_row(report, name or world.name, words)
+    if leaderboard: add_to_leaderboard(leaderboard, row)
+    for key, value in row.items(): print(f'{key:20} {value}')
+    print(f'-> {out}, {out.with_suffix(".png")}')
+
+@command('world')
+def cmd_bench(
+    world:Path=WORLD,           # folder of a world
+    preset:str=None,            # random weights at this shape: nfd_130m, nfd_310m or nfd_774m
+    engines:str=None,           # comma-separated, baseline first; +bf16: half (all that run here)
+    frames:int=100,             # timed frames of each
+    steps:int=None,             # denoising steps a frame (those of the world)
+    window:int=None,            # frames looked back at, with --preset
+    growth:bool=False,          # instead: cost as frames, window, steps, batch and size grow
+    threads:int=None,           # CPU threads (PyTorch's choice)
+    device:str=None,            # cpu or cuda (cuda where there is one)
+    out:Path=None,              # JSON file to write as well
+):
+    """How fast is it: the engines in turns, beside what the machine could do.
+    Prints a protocol card, the measured roofline of this machine, the time of each engine, and the
+    JSON of it all as the last line."""
+    import torch
+    from nfd_ref import speed
+    from nfd_ref.engines import ENGINES
+    from nfd_ref.growth import growth as measure_growth
+    from nfd_ref.streaming import World
+    within(1, 1024, threads=threads)
+    if threads: torch.set_num_threads(threads)
+    within(1, MANY, frames=frames, steps=steps, window=window)
+    if window and not preset:
+        raise ValueError('--window goes with --preset: a trained world keeps its own')
+    if growth:
+        measure_growth(out, device)
+        return
+
+    def load(name):
+        kwargs = chosen(steps=steps, device=device) | engine_kwargs(name)
+        if preset: return speed.random_world(preset, window, **kwargs)
+        return World.load(world, **kwargs)
+
+    kind = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')).type
+    names = [name for name, engine in ENGINES.items() if kind in engine.devices]
+    names += ['static+bf16', 'compiled+bf16', f'{names[-1]}+bf16']
+    if engines: names = engines.split(',')
+    worlds = {name: load(name) for name in names}
+    start = speed.still(worlds[names[0]])
+    speed.bench(worlds, start, out, frames, min(10, frames))
