@@ -120,7 +120,7 @@ def test_help_is_quick_because_it_loads_no_torch():
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 def test_a_training_flag_stands_in_the_recipe_s_place():
-    cfg = cli.train_config(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
+    cfg = cli.cli_train.train_config(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
     assert cfg == replace(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
     assert cfg.bf16
 
