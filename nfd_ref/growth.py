@@ -27,6 +27,7 @@ def cache_bytes(world):
     "Keys and values of a world whose engine keeps them in a ring."
     return sum(tensor.nbytes for kv in world.engine.cache.kv for tensor in kv)
 
+# %% ../nbs/08b_growth.ipynb #e08b0001
 @dataclass
 class Growth:
     "What the experiments share."
