@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nfd_ref.exercise import try_it
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 
@@ -33,12 +35,21 @@ def test_exercises_are_unsolved_and_have_folded_solutions(notebook):
         folded = cell['metadata'].get('jupyter', {}).get('source_hidden', False)
         called = re.findall(r'^\s*(check_\w+)\(', source, re.M)
         checks += re.findall(r'^def (check_\w+)\(', source, re.M)
-        if folded: solved += called
-        elif 'not solved yet' in source:
-            open_ += called
+        tried = re.findall(r'^try_it\((check_\w+), ', source, re.M)
+        if folded: solved += called         # not by `try_it`, which raises nothing
+        elif tried or 'not solved yet' in source:
+            open_ += tried or called
             assert printed(cell).startswith('not solved yet'), source
     assert sorted(checks) == sorted(open_), 'a check that no stub is tried on'
     assert set(checks) <= set(solved), 'a check that no folded solution passes'
+
+def test_an_attempt_is_solved_if_its_check_passes(capsys):
+    def check_even(attempt): assert attempt % 2 == 0
+    try_it(check_even, 2)
+    try_it(check_even, 3)
+    try_it(check_even, None)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ['solved', 'not solved yet: AssertionError', 'not solved yet: TypeError']
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
 def test_links_lead_somewhere(notebook):

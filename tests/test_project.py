@@ -18,6 +18,7 @@ BIN = Path(sys.executable).parent
 # What each room stands on. It may import from these, and from what they stand on.
 ROOMS = {
     'storage': [],
+    'exercise': [],
     'attention': [],
     'diffusion': [],
     'mp4': ['storage'],
