@@ -49,21 +49,6 @@ class DiTConfig:
         "Tokens per frame."
         return self.grid[0] * self.grid[1] // self.patch**2
 
-# %% ../nbs/03_transformer.ipynb #85b2b033
-paper = dict(                       # what the three sizes of the paper share
-    latents=16,
-    grid=(14, 24),
-    window=32,
-    actions=(21, 21, 10, 3, 3, 3, 3, 2, 3),
-)
-DITS = dict(                        # presets by name
-    small=DiTConfig(),
-    small64=DiTConfig(window=64),       # a full turn of the recorded game fits
-    nfd_130m=DiTConfig(d=768, layers=12, heads=12, **paper),
-    nfd_310m=DiTConfig(d=1024, layers=16, heads=16, **paper),
-    nfd_774m=DiTConfig(d=1536, layers=18, heads=24, **paper),
-)
-
 # %% ../nbs/03_transformer.ipynb #f985d552
 def sinusoid(
     t,              # noise levels, any shape
@@ -194,6 +179,7 @@ def condition(self:DiT, t, a):
     "Noise level [b, f] and action vectors [b, f, k, d] -> condition [b, f, 1, d]."
     return (self.time(sinusoid(t).to(a.dtype)) + a.sum(2))[:, :, None]
 
+# %% ../nbs/03_transformer.ipynb #0300000f
 @patch
 def tokens(self:DiT, x, a):
     "Latents [b, f, c, h, w] -> tokens [b, f, n, d]."
@@ -300,6 +286,21 @@ def mask(self:DiT,
             band = block_causal_mask(f, n, window=self.cfg.window, past=past)
             self._masks[key] = band.to(device)
     return self._masks[key]
+
+# %% ../nbs/03_transformer.ipynb #85b2b033
+paper = dict(                       # what the three sizes of the paper share
+    latents=16,
+    grid=(14, 24),
+    window=32,
+    actions=(21, 21, 10, 3, 3, 3, 3, 2, 3),
+)
+DITS = dict(                        # presets by name
+    small=DiTConfig(),
+    small64=DiTConfig(window=64),       # a full turn of the recorded game fits
+    nfd_130m=DiTConfig(d=768, layers=12, heads=12, **paper),
+    nfd_310m=DiTConfig(d=1024, layers=16, heads=16, **paper),
+    nfd_774m=DiTConfig(d=1536, layers=18, heads=24, **paper),
+)
 
 # %% ../nbs/03_transformer.ipynb #d101f6b2
 class CrossBlock(Block):
