@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOOM9', 'BUTTONS', 'CLUTTER', 'WALL', 'RETREAT', 'AWAY', 'Recorder', 'scenario_file', 'doom_game', 'observe',
-           'sticky_policy', 'play_doom', 'record', 'recorder_of', 'Replay', 'record_branches', 'load_branches']
+           'sticky_policy', 'play_doom', 'record', 'recorder_of', 'load_branches', 'Replay', 'record_branches']
 
 # %% ../nbs/00b_doom.ipynb #fb440b25
 import json
@@ -249,6 +249,24 @@ def recorder_of(
     own = {field.name for field in fields(Recorder)}
     return Recorder(**{key: value for key, value in made.items() if key in own}), made['seed']
 
+# %% ../nbs/00b_doom.ipynb #37088d6c
+def load_branches(
+    folder          # from `record_branches`
+):                  # for each moment (a `Clip` per action, `Clip` of the turn); about: a dict
+    "The branches, and what was recorded: context, depth, degrees a frame, of which video."
+    videos = VideoFolder(folder)
+    about = videos.info.branches
+    if not about:
+        raise ValueError(f'{folder}: a folder of video, but not of branches; '
+                         '`record_branches` makes one')
+    states = []
+    for e in range(len(videos)):
+        clip = videos.clip(e)
+        cuts = [*np.flatnonzero(clip.actions[:, 0] == NULL), len(clip)]
+        *branches, whole_turn = [clip[start:stop] for start, stop in zip(cuts[:-1], cuts[1:])]
+        states.append((branches, whole_turn))
+    return states, about
+
 # %% ../nbs/00b_doom.ipynb #91b556b5
 class Replay:
     "Goes back to moments of a recording, by playing its episodes again, and continues otherwise."
@@ -343,21 +361,3 @@ def record_branches(
         made = import_clips(tmp, moments, test=0, crf=18)
         write_record(tmp/'dataset.json', replace(made.info, branches=about))
     replay.game.close()
-
-# %% ../nbs/00b_doom.ipynb #37088d6c
-def load_branches(
-    folder          # from `record_branches`
-):                  # for each moment (a `Clip` per action, `Clip` of the turn); about: a dict
-    "The branches, and what was recorded: context, depth, degrees a frame, of which video."
-    videos = VideoFolder(folder)
-    about = videos.info.branches
-    if not about:
-        raise ValueError(f'{folder}: a folder of video, but not of branches; '
-                         '`record_branches` makes one')
-    states = []
-    for e in range(len(videos)):
-        clip = videos.clip(e)
-        cuts = [*np.flatnonzero(clip.actions[:, 0] == NULL), len(clip)]
-        *branches, whole_turn = [clip[start:stop] for start, stop in zip(cuts[:-1], cuts[1:])]
-        states.append((branches, whole_turn))
-    return states, about
