@@ -55,6 +55,23 @@ def cmd_branches(
     record_branches(out, VideoFolder(data, 'test'), states, seed=seed)
     print(f'{states} states -> {out}')
 
+@command('out')
+def cmd_walks(
+    out:Path,                   # folder to record into: new
+    walks:int=8,                # how many
+    length:int=1064,            # frames of each
+    seed:int=7,                 # of the walks: not that of video that was trained on
+):
+    """Record long walks that show rooms.
+    `evaluate` asks on them whether a world sinks into walls."""
+    from nfd_ref.doom import Recorder
+    from nfd_ref.stuck import record_walks
+    within(2, MANY, walks=walks)
+    within(65, MANY, length=length)
+    within(0, SEEDS, seed=seed)
+    videos = record_walks(out, walks, Recorder(length=length, crf=23), seed)
+    print(f'{len(videos)} walks, {videos.frames} frames -> {out}')
+
 @command('tokenizer', 'world', 'out')
 def cmd_release(
     tokenizer:Path,             # folder of the trained tokenizer

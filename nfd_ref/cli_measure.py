@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from nfd_ref.command import BRANCHES, JUDGE, MANY, SEEDS, VIDEO, WORLD, Wanted
+from nfd_ref.command import BRANCHES, JUDGE, MANY, SEEDS, VIDEO, WALKS, WORLD, Wanted
 from nfd_ref.command import chosen, command, engine_kwargs, within
 
 @command('world')
@@ -13,6 +13,7 @@ def cmd_evaluate(
     data:Path=VIDEO,                    # video folder: its test episodes judge
     branches:Path=BRANCHES,             # from nfd-ref branches, of the same episodes
     idm:Path=JUDGE,                     # from nfd-ref train idm
+    walks:Path=WALKS,                   # from nfd-ref walks, of the same game
     quick:bool=False,                   # under a minute: to see that it works, not to compare
     seed:int=0,                         # of the clips and the noise
     engine:str=None,                    # see 06b_engines; +bf16: half precision (the fastest)
@@ -21,14 +22,14 @@ def cmd_evaluate(
     i3d:Path=None,                      # i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD
     vgg:Path=None,                      # vgg16.pt of StyleGAN3, if you have it: adds LPIPS
 ):
-    """Measure a world: quality, distance, actions, counterfactuals, drift, memory.
+    """Measure a world: quality, distance, actions, counterfactuals, drift, walls, memory.
     Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
     strips beside it."""
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
     within(0, SEEDS, seed=seed)
     protocol = QUICK if quick else Protocol()
     report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
-                      **engine_kwargs(engine))
+                      walks=walks, **engine_kwargs(engine))
 
     words = 'nfd-ref evaluate'
     if world != WORLD: words += f' {world}'

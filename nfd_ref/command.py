@@ -18,6 +18,7 @@ STUDENT = SHIPPED/'distilled'
 VIDEO = SHIPPED/'my_way_home'
 BRANCHES = SHIPPED/'branches'
 JUDGE = SHIPPED/'idm'
+WALKS = SHIPPED/'walks'
 
 Wanted = dict(required=True)            # of a flag that must be given
 

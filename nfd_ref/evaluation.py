@@ -24,6 +24,7 @@ from nfd_ref.storage import (
     JudgeInfo, Report, fingerprint, load_model, provenance, read_json, write_aside, write_json,
     write_record)
 from .streaming import World, rollout, tokenizer_of
+from .stuck import Stuck, load_walks
 from .trials import Actions, Counterfactual, Drift, Memory, WrongAction
 from .video import VideoFolder, draw_clips
 
@@ -38,6 +39,7 @@ METRICS = [             # what `evaluate` measures, in this order
     WrongAction(),
     Counterfactual(),
     Drift(),
+    Stuck(),
     Memory()]
 
 # %% ../nbs/07c_evaluation.ipynb #ef6527c9
@@ -52,8 +54,12 @@ class Protocol:
     traces: int = 2                 # long rollouts ...
     long: int = 1000                # ... of so many frames
     gaps: tuple = (1, 2, 4, 8, 12, 20)
+    walks: int = 8                  # long real walks, of `Stuck` ...
+    walk: int = 300                 # ... of so many frames
+    long_walks: int = 4             # of these, so many go on to `long`
 
-QUICK = Protocol(clips=6, states=2, depths=(1, 4, 8), traces=1, long=150, gaps=(2, 8))
+QUICK = Protocol(clips=6, states=2, depths=(1, 4, 8), traces=1, long=150, gaps=(2, 8),
+                 walks=2, walk=60, long_walks=1)
 
 # %% ../nbs/07c_evaluation.ipynb #d551cbb7
 def require_branches(
@@ -85,6 +91,7 @@ class Setting:
         seed=0,
         i3d=None,           # TorchScript file the user has: adds FVD
         vgg=None,           # the same: adds LPIPS
+        walks=None,         # folder, from `record_walks`: adds the stuck share
         **kwargs            # for `World`: another engine or sampling than it would choose
     ):
         self.i3d = load_torchscript(i3d) if i3d else None
@@ -100,6 +107,10 @@ class Setting:
         require_branches(self.about, branches, data, self.data, protocol)
         self.states = states[:protocol.states]
         self.turns = [turn for _, turn in self.states]
+        self.walks = []
+        if walks:
+            longest = max(protocol.walk, protocol.long)
+            self.walks = load_walks(walks, protocol.walks, longest, self.world.space)
         self.weights = dict(
             tokenizer=fingerprint(tokenizer_of(folder)/'tokenizer.safetensors'),
             world=fingerprint(Path(folder)/'world.safetensors'),
