@@ -2,7 +2,10 @@
 Written by hand."""
 
 import argparse
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastcore.script import anno_parser
@@ -69,6 +72,19 @@ def parser():
         one.set_defaults(run=func)
     return top
 
+@contextmanager
+def stoppable():
+    "SIGTERM stops a command as Ctrl-C does: what it has made is kept. (In the main thread only.)"
+    def stop(number, frame): raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 def main(argv=None):
     "Run a command; gives the exit code. A mistake of the user's is one line and exit code 2."
     top = parser()
@@ -81,7 +97,7 @@ def main(argv=None):
         return 0
     run = given.pop('run')
     try:
-        run(**given)
+        with stoppable(): run(**given)
     except KeyboardInterrupt as why:
         print(f'\nstopped {why}'.rstrip(), file=sys.stderr)
         return 130

@@ -10,11 +10,15 @@ __all__ = ['DOOM9', 'BUTTONS', 'CLUTTER', 'WALL', 'RETREAT', 'AWAY', 'Recorder',
 import json
 import math
 import os
+import signal
 import tempfile
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
@@ -191,10 +195,26 @@ def play_doom(
 def _episode_seed(seed, number): return seed * 1_000_000 + number
 
 _game = {}  # one simulator per worker process, made when it is first needed
+_busy = threading.Lock()
 
 def _record_one(folder, name, rec, seed):
-    if 'game' not in _game: _game['game'] = doom_game(rec)
-    save_episode(folder, name, play_doom(_game['game'], rec, seed), crf=rec.crf)
+    with _busy:
+        if 'game' not in _game:
+            _game['game'] = doom_game(rec)
+            Finalize(None, _game['game'].close, exitpriority=1)     # when the worker ends
+        save_episode(folder, name, play_doom(_game['game'], rec, seed), crf=rec.crf)
+
+def _start_worker(parent):
+    "Ctrl-C is the parent's business; and when the parent has ended, so does its worker."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+def _end_with(parent):
+    while os.getppid() == parent: time.sleep(.5)
+    with _busy:             # the episode under way is finished first
+        if 'game' in _game: _game['game'].close()
+        os._exit(1)
 
 def _claim(folder, info):
     "Make this folder the one of this recording, new or unfinished; any other is left alone."
@@ -231,10 +251,17 @@ def record(
     _claim(folder, info)
 
     missing = [i for i, name in enumerate(names) if not (folder/f'{name}.npz').exists()]
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context('spawn')) as pool:
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context('spawn'),
+                               initializer=_start_worker, initargs=(os.getpid(),))
+    try:
         jobs = [pool.submit(_record_one, folder, names[i], rec, _episode_seed(seed, i))
                 for i in missing]
         for job in tqdm(jobs, desc='record', unit='episode'): job.result()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'with the episodes in {folder} kept: the same command goes on '
+                                'from there') from None
+    finally:
+        pool.shutdown(cancel_futures=True)      # waits for the episodes under way
     return VideoFolder(folder)
 
 # %% ../nbs/00b_doom.ipynb #2c207265

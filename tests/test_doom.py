@@ -77,6 +77,29 @@ def test_killed_recording_goes_on(tmp_path):
     assert not list((tmp_path/'a').glob('.*')) and len(videos) == 6
     assert videos.hash() == record(tmp_path/'b', SHORT, **PLAN, workers=1).hash()
 
+def wait_for(happened, seconds=120):
+    started = time.time()
+    while not happened() and time.time() - started < seconds: time.sleep(.05)
+    assert happened()
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stop', (signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
+def test_stopped_recording_leaves_nobody_behind(tmp_path, stop):
+    pytest.importorskip('vizdoom')
+    folder = tmp_path/'a'
+    command = ['record', folder, '--episodes', '400', '--length', '40', '--workers', '2']
+    p = subprocess.Popen([sys.executable, '-m', 'nfd_ref.cli', *command], cwd=ROOT,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(folder.glob('ep_*.npz')))
+    everyone = descendants(p.pid)
+    assert len(everyone) > 3                            # workers, and their games
+    p.send_signal(stop)                                 # the parent alone
+    said = p.communicate(timeout=60)[1]
+    wait_for(lambda: not any(map(parent, everyone)), 30)
+    if stop == signal.SIGKILL: return
+    assert p.returncode == 130 and 'the same command goes on' in said
+    assert not list(folder.glob('.*'))
+
 def test_shipped_set_can_be_played_again():
     vizdoom = pytest.importorskip('vizdoom')
     videos = VideoFolder(SHIPPED)
