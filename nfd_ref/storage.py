@@ -10,18 +10,21 @@ import subprocess
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 __all__ = [
-    'write_aside', 'write_json', 'read_json', 'from_json', 'read_record', 'write_record',
-    'DatasetInfo',
-    'ModelInfo', 'TokenizerInfo', 'WorldInfo', 'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord',
-    'save_tensors', 'load_tensors', 'load_into', 'fingerprint', 'save_model', 'load_model',
-    'provenance']
+    'write_aside', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
+    'write_record',
+    'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'WorldInfo', 'JudgeInfo', 'Report', 'BenchRecord',
+    'GrowthRecord',
+    'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
+    'load_model', 'provenance']
 
 # ---- whole files
 
@@ -51,6 +54,30 @@ def read_json(path):
         raise FileNotFoundError(f'{path}: no such file') from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{path}: not readable as JSON ({e})') from None
+
+# ---- one writer at a time
+
+_locked = {}            # {folder: file}, runs that this process writes
+
+def lock(out):          # the run's folder
+    """No other process may write this run until `unlock`, or until this one has ended.
+    (Without POSIX locks nothing is locked.)"""
+    folder = Path(out).resolve()
+    if not find_spec('fcntl') or folder in _locked: return
+    import fcntl
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder/'.lock', 'w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FileExistsError(f'{out}: another process is writing this run') from None
+    _locked[folder] = file
+
+def unlock(out):
+    "Other processes may go on with this run."
+    file = _locked.pop(Path(out).resolve(), None)
+    if file: file.close()
 
 # ---- records: JSON files that several places read or write, each declared once
 
@@ -229,7 +256,23 @@ def save_tensors(path, tensors, dtype=None):
         v = v.detach()
         if dtype is not None and v.is_floating_point(): v = v.to(dtype)
         return v.contiguous().cpu()
-    with write_aside(path) as tmp: save_file({k: kept(v) for k, v in tensors.items()}, tmp)
+    with write_aside(path) as tmp:
+        try:
+            save_file({k: kept(v) for k, v in tensors.items()}, tmp)
+        except SafetensorError as e:
+            raise OSError(f'{path}: not written ({e}); is there room on the disk?') from None
+
+def new_array(path, dtype, shape):
+    """A NumPy file to be filled through memory. Its room on the disk is taken first: to write into
+    a file that has none would end the process without a word."""
+    array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
+    if hasattr(os, 'posix_fallocate'):
+        with open(path, 'r+b') as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+            except OSError as e:
+                raise OSError(e.errno, e.strerror, str(path)) from None
+    return array
 
 def load_tensors(path):
     "The tensors of a safetensors file, or an error that names it."
@@ -271,7 +314,13 @@ def save_model(
     dtype=torch.float16
 ):
     "Keep a model: weights as safetensors, its shape and history as JSON beside them."
-    weights = Path(folder)/f'{info.kind}.safetensors'
+    folder = Path(folder)
+    if not folder.exists():         # it appears with both files in it
+        with write_aside(folder) as tmp:
+            tmp.mkdir()
+            save_model(tmp, model, info, dtype)
+        return
+    weights = folder/f'{info.kind}.safetensors'
     save_tensors(weights, model.state_dict(), dtype)
     write_record(weights.with_suffix('.json'), replace(info, weights=fingerprint(weights)))
 

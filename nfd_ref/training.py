@@ -20,8 +20,8 @@ from .diffusion import (
 from .loop import (
     FOR_BATCH, FOR_HELD_OUT, FOR_LOSS, Ahead, TrainConfig, append_line, claim_run, fit, trim_log)
 from .storage import (
-    TokenizerInfo, WorldInfo, fingerprint, load_into, load_tensors, provenance, read_json,
-    read_record, save_model, write_aside, write_json)
+    TokenizerInfo, WorldInfo, fingerprint, load_into, load_tensors, new_array, provenance,
+    read_json, read_record, save_model, write_aside, write_json)
 from .tokenizer import Tokenizer, TokenizerConfig, fit_scale, to_unit, tokenizer_loss
 from .transformer import DiT, DiTConfig
 from .video import NULL
@@ -57,7 +57,7 @@ def encode_videos(
         tok = tok.to(device)
         shape = (int(first[-1]), tok.cfg.latents, *tok.grid(*videos.size))
         with write_aside(array) as tmp:
-            latents = np.lib.format.open_memmap(tmp, 'w+', np.float16, shape)
+            latents = new_array(tmp, np.float16, shape)
             decoded = Ahead(load, len(videos))
             for e in tqdm(range(len(videos)), 'encode', unit='episode', disable=not progress):
                 encoded = [tok.encode(some).half().cpu() for some in decoded(e).split(200)]

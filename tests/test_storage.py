@@ -1,7 +1,10 @@
 "What is kept on disk: whole files or none, records read strictly, weights that fit."
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +13,12 @@ from torch import nn
 from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
     DatasetInfo, JudgeInfo, Report, TokenizerInfo, WorldInfo, fingerprint, from_json, load_into,
-    load_model, load_tensors, provenance, read_json, read_record, save_model, save_tensors,
-    write_aside, write_json, write_record)
+    load_model, load_tensors, lock, provenance, read_json, read_record, save_model, save_tensors,
+    unlock, write_aside, write_json, write_record)
 from nfd_ref.tokenizer import TokenizerConfig
 from nfd_ref.transformer import DiTConfig
 
+ROOT = Path(__file__).parents[1]
 SPACE = {'name': 'walker', 'fields': {'jump': ['none', 'jump']}}
 
 @dataclass
@@ -248,3 +252,55 @@ def test_provenance_needs_no_git(monkeypatch):
     monkeypatch.setenv('PATH', '')
     about = provenance()
     assert about['commit'] is None and about['torch'] == torch.__version__
+
+HOLD = '''
+import sys, time
+from nfd_ref.storage import lock
+lock(sys.argv[1])
+print('held', flush=True)
+time.sleep(100)
+'''
+
+def test_one_writer_at_a_time(tmp_path):
+    pytest.importorskip('fcntl')
+    holder = subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], cwd=ROOT,
+                              stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == 'held\n'
+    with pytest.raises(FileExistsError, match='another process is writing this run'):
+        lock(tmp_path)
+    holder.kill()
+    holder.wait()
+    lock(tmp_path)          # a lock ends with its owner
+    lock(tmp_path)          # and its owner may ask again
+    unlock(tmp_path)
+
+FULL = '''
+import resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from nfd_ref.storage import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))     # as if the disk were full then
+folder = Path(sys.argv[1])
+numbers = torch.zeros(100_000)
+
+def array(path):
+    with write_aside(path) as tmp: new_array(tmp, np.float32, (100_000,))
+
+writers = dict(
+    json=lambda path: write_json(path, numbers.tolist()),
+    tensors=lambda path: save_tensors(path, dict(numbers=numbers)),
+    array=array)
+for name, write in writers.items():
+    try:
+        write(folder/name)
+    except OSError as e:
+        print(name)
+'''
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    pytest.importorskip('resource')
+    ran = subprocess.run([sys.executable, '-c', FULL, str(tmp_path)], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert ran.stdout.split() == ['json', 'tensors', 'array'], ran.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from nfd_ref.diffusion import generator
-from nfd_ref.loop import TrainConfig, checkpoints, fit, read_log
+from nfd_ref.loop import Run, TrainConfig, checkpoints, claim, fit, read_log
+from nfd_ref.storage import unlock
 from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
 from nfd_ref.training import train_tokenizer, train_world
 from nfd_ref.transformer import DiTConfig
@@ -26,6 +27,7 @@ SCRIPT = '''
 import sys
 import torch
 from nfd_ref.diffusion import generator
+from nfd_ref.judge import *
 from nfd_ref.loop import *
 from nfd_ref.tokenizer import *
 from nfd_ref.training import *
@@ -51,6 +53,7 @@ small = TokenizerConfig(latents=4, width=8, mults=(1, 1, 1))
 def train(kind):
     folder = f'{out}/{kind}'
     if kind == 'tokenizer': return train_tokenizer(folder, videos, cfg, small, **fitting)
+    if kind == 'idm': return train_idm(folder, videos, cfg, **fitting)
     torch.manual_seed(0)
     tok = Tokenizer(small)
     for p in tok.parameters(): torch.nn.init.normal_(p, std=.1)
@@ -97,7 +100,7 @@ def assert_equal_tensors(one, two):
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bit_equal(tmp_path, data):
-    kinds = ('world', 'turns')
+    kinds = ('world', 'turns', 'idm')       # the judge has dropout
     whole = tmp_path/'whole'
     killed = tmp_path/'killed'
     run(tmp_path, kinds, whole, data, 30, 4)
@@ -112,6 +115,7 @@ def test_killed_and_resumed_is_bit_equal(tmp_path, data):
         assert steps == list(range(1, 31)), kind
         assert losses(killed/kind) == losses(whole/kind)
 
+        if kind == 'idm': continue
         moved = load_file(whole/kind/'step_000030'/'optimizer.safetensors')
         times = {name: moved[name].item() for name in moved if name.endswith('|step')}
         in_blocks = {n for name, n in times.items() if name.startswith('blocks.')}
@@ -268,3 +272,29 @@ def test_compiled_learns_the_same(tmp_path):
     plain = losses(tmp_path/'plain')
     assert losses(tmp_path/'compiled') == pytest.approx(plain, rel=1e-4)
     assert plain[-1] < .5 * plain[0]
+
+def learn(out, **kwargs):
+    "A run of two steps, in this process."
+    def loss(model, batch, numbers, part, device): return model(batch[part]).pow(2).mean(), {}
+    def batches(step): return torch.ones(4, 3)
+    cfg = TrainConfig(steps=2, batch=4, warmup=1, **kwargs)
+    model = torch.nn.Linear(3, 1)
+    model.cfg = None
+    run = Run(out, model, cfg)
+    run.begin({}, False)
+    run.advance(loss, batches)
+    unlock(out)
+    return run
+
+def test_one_process_trains_in_two_precisions(tmp_path):
+    assert learn(tmp_path/'half', bf16=True).accelerator.mixed_precision == 'bf16'
+    assert learn(tmp_path/'single').accelerator.mixed_precision == 'no'
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    claim(tmp_path, dict(train={}, info={}), resume=False)
+    unlock(tmp_path)
+    (tmp_path/'.latents.7.part.npy').write_bytes(b'half')
+    (tmp_path/'.step_000005.7.part').mkdir()
+    claim(tmp_path, dict(train={}, info={}), resume=True)
+    unlock(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['.lock', 'config.json']
