@@ -10,12 +10,14 @@ __all__ = ['DOOM9', 'BUTTONS', 'CLUTTER', 'WALL', 'RETREAT', 'AWAY', 'Recorder',
 import json
 import math
 import os
+import shutil
 import signal
 import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.util import Finalize
@@ -85,7 +87,7 @@ def doom_game(
     import vizdoom as vzd
     game = vzd.DoomGame()
     game.load_config(str(cfg))
-    game.set_doom_config_path(str(Path(tempfile.gettempdir())/f'vizdoom_{os.getpid()}.ini'))
+    game.set_doom_config_path(f'{_own_folder()}/vizdoom.ini')
     game.set_window_visible(False)
     game.set_screen_format(vzd.ScreenFormat.RGB24)
     wide = rec.width / rec.height > 1.4
@@ -106,10 +108,17 @@ def doom_game(
     return game
 
 # %% ../nbs/00b_doom.ipynb #24cc189f
+@cache
+def _own_folder():
+    "A temporary folder of this process that nobody else can have prepared; it goes with it."
+    folder = tempfile.mkdtemp(prefix='vizdoom_')
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)       # after the games
+    return folder
+
 def _start(game):
-    "Start a simulator in the folder for temporary files: it leaves a folder where it starts."
+    "Start a simulator in a folder of its own: it leaves files where it starts."
     here = os.getcwd()
-    os.chdir(tempfile.gettempdir())
+    os.chdir(_own_folder())
     try:
         game.init()
     finally:
