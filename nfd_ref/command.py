@@ -72,6 +72,11 @@ def parser():
         one.set_defaults(run=func)
     return top
 
+def plain(problem):
+    "What an error says, as one line that a terminal only shows: a name may hold escape codes."
+    text = ' '.join(str(problem).split('\n'))
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 @contextmanager
 def stoppable():
     "SIGTERM stops a command as Ctrl-C does: what it has made is kept. (In the main thread only.)"
@@ -103,11 +108,11 @@ def main(argv=None):
         return 130
     except EXPECTED as problem:
         if debug: raise
-        print(f'nfd-ref {word}: {problem}', file=sys.stderr)
+        print(f'nfd-ref {word}: {plain(problem)}', file=sys.stderr)
         return 2
     except Exception as problem:
         if debug: raise
-        print(f'nfd-ref {word}: {type(problem).__name__}: {problem} '
+        print(f'nfd-ref {word}: {type(problem).__name__}: {plain(problem)} '
               f'(nfd-ref --debug {word} ... shows where)', file=sys.stderr)
         return 2
     return 0

@@ -33,7 +33,7 @@ BRANCHES = ROOT/'data'/'branches'
 JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
-    'play', 'record', 'branches', 'train tokenizer', 'train world', 'train idm',
+    'play', 'record', 'branches', 'walks', 'train tokenizer', 'train world', 'train idm',
     'distill consistency', 'release', 'evaluate', 'bench', 'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
