@@ -66,18 +66,25 @@ def lock(out):          # the run's folder
     if not find_spec('fcntl') or folder in _locked: return
     import fcntl
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder/'.lock', 'w')
+    path = folder/'.lock'
+    file = open(path, 'w')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise FileExistsError(f'{out}: another process is writing this run') from None
+    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        file.close()        # its last owner has just removed it
+        lock(out)
+        return
     _locked[folder] = file
 
 def unlock(out):
     "Other processes may go on with this run."
     file = _locked.pop(Path(out).resolve(), None)
-    if file: file.close()
+    if file is None: return
+    Path(file.name).unlink(missing_ok=True)
+    file.close()
 
 # ---- records: JSON files that several places read or write, each declared once
 
