@@ -96,23 +96,24 @@ def claim(
     """Take a folder for a run: a new one or, with `resume`, one begun with the same config. What
     a killed process left half-written there is removed."""
     path = Path(out)/'config.json'
-    if path.exists() and not resume:
+    begun = path.exists()
+    if begun and not resume:
         raise FileExistsError(f'{out} already holds a run; give another folder, or resume it')
+
+    def entries(config): return config['train'] | config['info']
+    if begun:
+        was = entries(read_json(path))
+        now = entries(json.loads(json.dumps(config)))   # tuples become lists, as in the file
+        other = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+        if other:
+            raise ValueError(f'{out}: was begun with another {", ".join(other)}; '
+                             'resume with the same, or start a new run')
+
     lock(out)
     for half in Path(out).glob('.*.part*'):
         if half.is_dir(): shutil.rmtree(half)
         else: half.unlink()
-    if not path.exists():
-        write_json(path, config)
-        return
-
-    def entries(config): return config['train'] | config['info']
-    begun = entries(read_json(path))
-    now = entries(json.loads(json.dumps(config)))       # tuples become lists, as in the file
-    other = sorted(k for k in begun.keys() | now.keys() if begun.get(k) != now.get(k))
-    if other:
-        raise ValueError(f'{out}: was begun with another {", ".join(other)}; '
-                         'resume with the same, or start a new run')
+    if not begun: write_json(path, config)
 
 def claim_run(out, cfg, info, resume):
     """`claim`, by the one process of several that writes. Who puts something into the folder calls

@@ -320,7 +320,9 @@ def save_model(
     info,           # a `ModelInfo` of some kind
     dtype=torch.float16
 ):
-    "Keep a model: weights as safetensors, its shape and history as JSON beside them."
+    """Keep a model: weights as safetensors, its shape and history as JSON beside them. Of several
+    processes the first one writes."""
+    if os.environ.get('RANK', '0') != '0': return
     folder = Path(folder)
     if not folder.exists():         # it appears with both files in it
         with write_aside(folder) as tmp:
