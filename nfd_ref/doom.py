@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .storage import DatasetInfo, read_record, write_aside, write_record
+from .storage import DatasetInfo, read_record, sweep, write_aside, write_record
 from .video import NULL, ActionSpace, Clip, VideoFolder, import_clips, save_episode
 
 # %% ../nbs/00b_doom.ipynb #236e110c
@@ -233,7 +233,7 @@ def _claim(folder, info):
         if json.dumps(asdict(read_record(path, DatasetInfo))) != wanted:
             raise FileExistsError(f'{folder} holds another recording; choose a new folder')
     write_record(path, info)
-    for path in folder.glob('.ep_*.part*'): path.unlink()       # what a killed recording left
+    sweep(folder)
 
 # %% ../nbs/00b_doom.ipynb #ba9a279c
 def record(

@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .diffusion import generator
 from .storage import (
-    load_into, load_tensors, lock, read_json, save_tensors, unlock, write_aside, write_json)
+    load_into, load_tensors, lock, read_json, save_tensors, sweep, unlock, write_aside, write_json)
 
 # %% ../nbs/05b_loop.ipynb #0b00000c
 # what random numbers are drawn for, `purpose` of `generator`; small ones belong to play
@@ -110,9 +110,7 @@ def claim(
                              'resume with the same, or start a new run')
 
     lock(out)
-    for half in Path(out).glob('.*.part*'):
-        if half.is_dir(): shutil.rmtree(half)
-        else: half.unlink()
+    sweep(out)
     if not begun: write_json(path, config)
 
 def claim_run(out, cfg, info, resume):

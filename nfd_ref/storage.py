@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 __all__ = [
-    'write_aside', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
+    'write_aside', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
     'write_record',
     'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'WorldInfo', 'JudgeInfo', 'Report', 'BenchRecord',
     'GrowthRecord',
@@ -41,6 +42,25 @@ def write_aside(path):
     finally:
         if tmp.is_dir(): shutil.rmtree(tmp)
         else: tmp.unlink(missing_ok=True)
+
+def sweep(folder):
+    "Remove what `write_aside` had under way in a folder when its process was killed."
+    for half in Path(folder).glob('.*.part*'):
+        writer = re.search(r'\.(\d+)\.part', half.name)
+        if writer and is_running(int(writer[1])): continue
+        if half.is_dir(): shutil.rmtree(half)
+        else: half.unlink()
+
+def is_running(pid):
+    "Has the process of this number not ended? (Where that cannot be asked: no.)"
+    if os.name != 'posix': return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass                # someone else's
+    return True
 
 def write_json(path, obj):
     "Write `obj` as indented JSON, whole or not at all."

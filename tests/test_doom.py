@@ -71,7 +71,7 @@ def test_killed_recording_goes_on(tmp_path):
         return {path: path.stat().st_mtime_ns for path in (tmp_path/'a').glob('ep_*.npz')}
     done = written()
     assert 0 < len(done) < 6, 'killed too late to test anything'
-    (tmp_path/'a'/'.ep_00005.1.part.mp4').write_bytes(b'half')
+    (tmp_path/'a'/'.ep_00005.999999999.part.mp4').write_bytes(b'half')
     videos = record(tmp_path/'a', SHORT, **PLAN, workers=2)
     assert written() | done == written()                # what was whole is kept
     assert not list((tmp_path/'a').glob('.*')) and len(videos) == 6

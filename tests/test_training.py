@@ -293,8 +293,10 @@ def test_one_process_trains_in_two_precisions(tmp_path):
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     claim(tmp_path, dict(train={}, info={}), resume=False)
     unlock(tmp_path)
-    (tmp_path/'.latents.7.part.npy').write_bytes(b'half')
-    (tmp_path/'.step_000005.7.part').mkdir()
+    (tmp_path/'.latents.999999999.part.npy').write_bytes(b'half')
+    (tmp_path/'.step_000005.999999999.part').mkdir()
+    alive = tmp_path/f'.latents.{os.getpid()}.part.npy'
+    alive.write_bytes(b'being written')
     claim(tmp_path, dict(train={}, info={}), resume=True)
     unlock(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, 'config.json']
