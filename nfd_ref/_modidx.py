@@ -271,6 +271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nfd_ref.measures.LPIPS': ('measures.html#lpips', 'nfd_ref/measures.py'),
                                   'nfd_ref.measures.LPIPS.measure': ('measures.html#lpips.measure', 'nfd_ref/measures.py'),
                                   'nfd_ref.measures.Metric': ('measures.html#metric', 'nfd_ref/measures.py'),
+                                  'nfd_ref.measures.Metric.able': ('measures.html#metric.able', 'nfd_ref/measures.py'),
                                   'nfd_ref.measures.Metric.frame_count': ('measures.html#metric.frame_count', 'nfd_ref/measures.py'),
                                   'nfd_ref.measures.Metric.measure': ('measures.html#metric.measure', 'nfd_ref/measures.py'),
                                   'nfd_ref.measures.Metric.plot': ('measures.html#metric.plot', 'nfd_ref/measures.py'),

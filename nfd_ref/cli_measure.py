@@ -11,9 +11,9 @@ def cmd_evaluate(
     world:Path=WORLD,                   # folder of a world
     out:Annotated[Path, Wanted]=None,   # report, NAME.json; NAME.png is written as well
     data:Path=VIDEO,                    # video folder: its test episodes judge
-    branches:Path=BRANCHES,             # from nfd-ref branches, of the same episodes
-    idm:Path=JUDGE,                     # from nfd-ref train idm
-    walks:Path=WALKS,                   # from nfd-ref walks, of the same game
+    branches:Path=None,                 # from nfd-ref branches, of these episodes
+    idm:Path=None,                      # from nfd-ref train idm, on this game
+    walks:Path=None,                    # from nfd-ref walks, of this game
     quick:bool=False,                   # under a minute: to see that it works, not to compare
     seed:int=0,                         # of the clips and the noise
     engine:str=None,                    # see 06b_engines; +bf16: half precision (the fastest)
@@ -24,22 +24,47 @@ def cmd_evaluate(
 ):
     """Measure a world: quality, distance, actions, counterfactuals, drift, walls, memory.
     Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
-    strips beside it."""
+    strips beside it. Branches, judge and walks come with the shipped video; of other video, what
+    needs one that is not given is left out."""
     from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
     within(0, SEEDS, seed=seed)
     protocol = QUICK if quick else Protocol()
+    if data == VIDEO:
+        branches = branches or BRANCHES
+        idm = idm or JUDGE
+        walks = walks or WALKS
     report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
                       walks=walks, **engine_kwargs(engine))
 
     words = 'nfd-ref evaluate'
     if world != WORLD: words += f' {world}'
+    if data != VIDEO: words += f' --data {data}'
     words += f' --out report.json --seed {seed}'
     if engine: words += f' --engine {engine}'
     if quick: words += ' --quick'
     row = leaderboard_row(report, name or world.name, words)
     if leaderboard: add_to_leaderboard(leaderboard, row)
     for key, value in row.items(): print(f'{key:20} {value}')
+    tell_what_is_left_out(report)
     print(f'-> {out}, {out.with_suffix(".png")}')
+
+GIVERS = dict(                          # what gives a metric what it needs
+    judge='--idm, from nfd-ref train idm',
+    states='--branches, from nfd-ref branches',
+    walks='--walks, from nfd-ref walks')
+
+def tell_what_is_left_out(report):
+    "A line for each thing that would have added metrics, and a word on a judge that only guesses."
+    from nfd_ref.evaluation import METRICS
+    for need, giver in GIVERS.items():
+        names = [m.name for m in METRICS if m.needs == need and m.name not in report.metrics]
+        if names: print(f'left out: {", ".join(names)} (give {giver})')
+    if 'actions' in report.metrics:
+        recorded = report.metrics['actions']['recorded']
+        count = len(recorded['per_action'])
+        if recorded['f1'] < 2 / count:
+            print(f'the judge reads real video hardly better than by chance (F1 {recorded["f1"]}, '
+                  f'{count} actions): what it says of a world means little')
 
 @command('world')
 def cmd_bench(

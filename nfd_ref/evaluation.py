@@ -85,8 +85,8 @@ class Setting:
     def __init__(self,
         folder,             # of a world
         data,               # folder of video: its test episodes judge
-        branches,           # folder, from `record_branches`
-        idm,                # folder of the judge
+        branches=None,      # folder, from `record_branches`: adds counterfactuals and memory
+        idm=None,           # folder of the judge: adds what it reads
         protocol=Protocol(),
         seed=0,
         i3d=None,           # TorchScript file the user has: adds FVD
@@ -102,10 +102,13 @@ class Setting:
         self.videos = VideoFolder(data, 'test')
         self.train = VideoFolder(data, 'train')
         self.data = self.videos.hash()
-        self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
-        states, self.about = load_branches(branches)
-        require_branches(self.about, branches, data, self.data, protocol)
-        self.states = states[:protocol.states]
+        self.judge = None
+        if idm: self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+        self.states = []
+        if branches:
+            states, self.about = load_branches(branches)
+            require_branches(self.about, branches, data, self.data, protocol)
+            self.states = states[:protocol.states]
         self.turns = [turn for _, turn in self.states]
         self.walks = []
         if walks:
@@ -113,13 +116,13 @@ class Setting:
             self.walks = load_walks(walks, protocol.walks, longest, self.world.space)
         self.weights = dict(
             tokenizer=fingerprint(tokenizer_of(folder)/'tokenizer.safetensors'),
-            world=fingerprint(Path(folder)/'world.safetensors'),
-            idm=fingerprint(Path(idm)/'idm.safetensors'))
+            world=fingerprint(Path(folder)/'world.safetensors'))
+        if idm: self.weights['idm'] = fingerprint(Path(idm)/'idm.safetensors')
 
     @property
     def frame_count(self):
         "Frames that the world makes for all `METRICS`."
-        return sum(metric.frame_count(self) for metric in METRICS)
+        return sum(metric.frame_count(self) for metric in METRICS if metric.able(self))
 
 # %% ../nbs/07c_evaluation.ipynb #9919e082
 class Session:
@@ -179,7 +182,7 @@ def measure(
 ):                      # `Report`; {label: frames}, some of what was played
     "Measure a world."
     session = Session(setting, progress)
-    found = {metric.name: metric.measure(session) for metric in metrics}
+    found = {metric.name: metric.measure(session) for metric in metrics if metric.able(setting)}
     session.bar.close()
 
     report = Report(
@@ -188,7 +191,7 @@ def measure(
         data=setting.data,
         weights=setting.weights,
         world=as_played(setting.world),
-        metrics={name: value for name, value in found.items() if value is not None},
+        metrics=found,
         **provenance())
     return report, session.films
 
@@ -245,8 +248,8 @@ def save_page(path, figure):
 def evaluate(
     folder,             # of a world
     data,               # folder of video: its test episodes judge
-    branches,           # folder, from `record_branches`
-    idm,                # folder of the judge
+    branches,           # folder, from `record_branches`; None: what needs them is left out
+    idm,                # folder of the judge; None: likewise
     out,                # .json to write; a .png of the same name is written beside it
     protocol=Protocol(),
     seed=0,
@@ -295,7 +298,7 @@ def add_to_leaderboard(
     "Put a row in, in place of an earlier one of the same world; best counterfactuals first."
     rows = read_json(path) if Path(path).exists() else []
     rows = [r for r in rows if r['world'] != row['world']] + [row]
-    rows.sort(key=lambda r: -r['counterfactual'])
+    rows.sort(key=lambda r: -r.get('counterfactual', 0))
     write_json(path, rows)
     return rows
 

@@ -150,13 +150,18 @@ class Metric:
     name = ''           # its key in the report
     title = ''          # above its plot; '': it has none
     columns = ()        # of the leaderboard: `Column`s
+    needs = None        # attribute without which a `Setting` cannot have it; None: it always can
+
+    def able(self, setting):
+        "Can it be measured there?"
+        return self.needs is None or bool(getattr(setting, self.needs))
 
     def frame_count(self, setting):
         "Frames it has the world make."
         return 0
 
     def measure(self, session):
-        "What is found in a `Session`, as JSON can hold it; None: it cannot be measured here."
+        "What is found in a `Session` whose setting it is `able` in, as JSON can hold it."
         raise NotImplementedError(f'{type(self).__name__}.measure')
 
     def plot(self, found, ax):
@@ -255,6 +260,7 @@ def texture_distance(
 class IdmDistance(Metric):
     "Is it video of this game, in the eyes of the judge?"
     name = 'idm_distance'
+    needs = 'judge'
     title = 'idm_distance to real video'
     columns = (Column(name, 'idm distance', lambda r: r.metrics['idm_distance']['world']),)
 
@@ -378,22 +384,22 @@ def lpips(
 class FVD(Metric):
     "For those who have I3D's weights."
     name = 'fvd'
+    needs = 'i3d'
     columns = (Column(name, 'FVD', lambda r: r.metrics['fvd']['world']),)
 
     def measure(self, session):
         i3d = session.setting.i3d
-        if i3d is None: return None
         real = session.real
         return {name: round(fvd(films, real, i3d), 2) for name, films in session.made.items()}
 
 class LPIPS(Metric):
     "For those who have the weights of StyleGAN3's VGG."
     name = 'lpips'
+    needs = 'vgg'
     columns = (Column(name, 'LPIPS', lambda r: r.metrics['lpips']['world'][0]),)
 
     def measure(self, session):
         vgg = session.setting.vgg
-        if vgg is None: return None
         def mean(films):
             return interval([lpips(m, r, vgg).mean() for m, r in zip(films, session.real)])
         return {name: mean(films) for name, films in session.made.items()}

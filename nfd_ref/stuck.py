@@ -76,20 +76,19 @@ def from_another_start(
 class Stuck(Metric):
     "Does it show bare walls where the simulator, under the same keys, shows rooms?"
     name = 'stuck'
+    needs = 'walks'
     title = 'flat frames under the same keys'
     columns = (
         Column('stuck', 'stuck share', lambda r: r.metrics['stuck']['stuck'][0]),
         Column('fresh', 'freshness', lambda r: r.metrics['stuck']['fresh'][-1]))
 
     def frame_count(self, setting):
-        if not setting.walks: return 0
         p = setting.protocol
         pairs = min(p.long_walks, len(setting.walks))
         return len(setting.walks) * p.walk + pairs * p.long
 
     def measure(self, session):
         s, p = session.setting, session.setting.protocol
-        if not s.walks: return None
         real, made, moved = [], [], []
         for i, walk in enumerate(s.walks):
             is_long = i < p.long_walks

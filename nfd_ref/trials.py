@@ -30,6 +30,7 @@ def f1_share(report):
 class Actions(Metric):
     "Can the judge read the pressed keys from the made video?"
     name = 'actions'
+    needs = 'judge'
     title = 'F1 of the keys read back'
     columns = (
         Column('f1', 'action F1', lambda r: r.metrics['actions']['world']['f1']),
@@ -167,6 +168,7 @@ def deepest(report):
 class Counterfactual(Metric):
     "Does another key lead to another future, and to the right one?"
     name = 'counterfactual'
+    needs = 'states'
     title = 'what if: which real branch is nearest'
     columns = (Column(name, 'what-if accuracy', deepest),)
 
@@ -207,7 +209,7 @@ OBEYED_WINDOW = 100     # frames in which obedience is looked at
 def drift(
     player,
     trace,              # a `Clip` of many frames
-    idm,                # the judge
+    idm,                # the judge; None: nobody reads the keys
     normal,             # from `normal_range`
     context=8,
     seed=0,
@@ -219,6 +221,7 @@ def drift(
     keys = trace.actions[context:]
     obeyed = []
     for start in range(0, len(made) - window + 1, window):
+        if idm is None: break
         part = slice(start, start + window)
         true, read, _ = judge(idm, made[part], keys[part])
         obeyed.append(action_scores(true, read, trace.space)['accuracy'])
@@ -348,6 +351,7 @@ def memory(
 class Memory(Metric):
     "Does it remember what it has seen?"
     name = 'memory'
+    needs = 'states'
     title = 'memory: degrees off'
 
     def frame_count(self, setting):

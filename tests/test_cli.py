@@ -20,10 +20,11 @@ import pytest
 import torch
 from nfd_ref import cli, evaluation
 from nfd_ref.consistency import CONSISTENCY_RECIPE
-from nfd_ref.judge import IDM_RECIPE
-from nfd_ref.storage import write_json
+from nfd_ref.judge import IDM_RECIPE, IDMConfig, InverseDynamics
+from nfd_ref.storage import JudgeInfo, load_model, read_record, save_model, write_json
 from nfd_ref.training import TOKENIZER_RECIPE, WORLD_RECIPE
-from nfd_ref.video import ActionSpace, VideoFolder, read_frames, save_episode, video_info
+from nfd_ref.video import (
+    ActionSpace, VideoFolder, import_clips, read_frames, save_episode, video_info)
 
 ROOT = Path(__file__).parents[1]
 WORLD = ROOT/'data'/'world'
@@ -437,6 +438,32 @@ def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys, monkeypatch):
     assert board[0]['data'] == VideoFolder(DATA, 'test').hash()
     assert '--engine native+bf16' in board[0]['command']
     fails(capsys, tmp_path, 'evaluate', '--out', report_file, says='give another name')
+
+@pytest.mark.slow
+def test_evaluate_leaves_out_what_own_video_has_not(tmp_path, capsys, monkeypatch):
+    quick = replace(evaluation.QUICK, clips=2, long=100)
+    monkeypatch.setattr(evaluation, 'QUICK', quick)
+    shipped = VideoFolder(DATA, 'test')
+    import_clips(tmp_path/'own', [shipped.clip(e, 0, 70) for e in range(2)])
+    out = works(capsys, 'evaluate', '--quick', '--data', tmp_path/'own', '--out', tmp_path/'r.json')
+    found = json.loads((tmp_path/'r.json').read_text())['metrics']
+    assert set(found) == {'quality', 'texture_distance', 'wrong_action_ratio', 'drift'}
+    assert found['drift']['world'][0]['obeyed'] == []
+    for line in ('left out: idm_distance, actions (give --idm, from nfd-ref train idm)',
+                 'left out: counterfactual, memory (give --branches, from nfd-ref branches)',
+                 'left out: stuck (give --walks, from nfd-ref walks)'):
+        assert line in out.splitlines()
+    out = works(capsys, 'evaluate', '--quick', '--data', tmp_path/'own',
+                '--idm', spoilt_judge(tmp_path), '--out', tmp_path/'s.json')
+    assert 'hardly better than by chance' in out
+
+def spoilt_judge(folder):
+    "A judge that was never trained."
+    trained, _ = load_model(JUDGE, JudgeInfo, InverseDynamics, IDMConfig)
+    torch.manual_seed(0)
+    about = read_record(JUDGE/'idm.json', JudgeInfo)
+    save_model(folder/'judge', InverseDynamics(trained.cfg), about)
+    return folder/'judge'
 
 @pytest.mark.parametrize('args, says', [
     (['--out', 'r.txt'], 'name it .json'),
