@@ -103,11 +103,11 @@ def play_again(path, world, data, out, gif):
     "The film of a record, made again."
     from nfd_ref.session import replay
     film = replay(path, world, data)
-    for name in (out, gif):
-        if name: film.write(name)
     verdict = 'the same frames, to the bit' if film.same else (
         'other frames than recorded: another processor, engine or number of threads')
-    print(f'{len(film.frames)} frames, {verdict} -> {", ".join(map(str, filter(None, (out, gif))))}')
+    paths = [out, gif] if gif else [out]
+    for name in paths: film.write(name)
+    print(f'{len(film.frames)} frames, {verdict} -> {", ".join(map(str, paths))}')
 
 def about_world(world):
     "How a world is being played, in one line."

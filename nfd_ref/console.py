@@ -136,7 +136,7 @@ class Console:
         self.serial = 0
         self.number = None              # of the last frame, and what was said with it
         self.said = None
-        self.times = deque(maxlen=40)   # when the last frames were made
+        self.times = deque(maxlen=200)  # when the last frames were made
         self.looked = time.monotonic()  # when somebody last drew something
         first = Setting(str(worlds[0]), places[0], **setting)
         self.session = Session.open(first, rate)
@@ -168,9 +168,11 @@ def watch(self:Console, made):
 
 @patch
 def made_rate(self:Console):
-    "Frames a second, over the last forty."
-    if len(self.times) < 2: return 0.
-    return (len(self.times) - 1) / (self.times[-1] - self.times[0])
+    "Frames a second, over the last two seconds."
+    now = time.perf_counter()
+    recent = [made_at for made_at in self.times if made_at > now - 2]
+    if len(recent) < 2: return 0.
+    return (len(recent) - 1) / (recent[-1] - recent[0])
 
 @patch
 def push(self:Console, view):
@@ -188,7 +190,7 @@ def menu(self:Console):
     numbers = dict(
         steps=('steps', 1, 50, 1),
         context_noise=('context noise', 0, .95, .05),
-        rate=('frames a second', 1, 60, 1),
+        rate=('frames/s', 1, 60, 1),
         seed=('seed', 0, 2**32 - 1, 1))
     controls = [dict(kind='start', name='start', label='start', options=self.thumbnails())]
     controls += [dict(kind='choice', name=name, label=name, options=options)

@@ -17,7 +17,6 @@ from gymnasium.vector.utils import batch_space
 from .diffusion import add_noise
 from .engines import ENGINES
 from .session import starts_of
-from .storage import WorldInfo, read_record
 from .streaming import CONTEXT_NOISE, FRESH_NOISE, START_NOISE, World
 
 # %% ../nbs/13g_environment.ipynb #7d000009

@@ -14,12 +14,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 import numpy as np
 import torch
-from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from .attention import rope
 from .doom import BUTTONS, Replay, observe
 from .engines import ENGINES
-from .session import Session, Setting
 from .video import VideoFolder
 
 # %% ../nbs/13d_inside.ipynb #7c000009
@@ -111,8 +109,8 @@ class Path(Lens):
         self.session = session
         self.world = session.world
         if self.world.engine.name == 'graph':
-            raise ValueError('engine "graph" plays a recorded frame back and cannot be looked into; '
-                             'take "compiled"')
+            raise ValueError('engine "graph" plays a recorded frame back and cannot be looked '
+                             'into; take "compiled"')
         self.inner = self.world.sample
         self.world.sample = self.sample
 
@@ -155,7 +153,7 @@ def attention_weights(
         view = kwargs['past']
         held = view.cache.layers.get(view.layer)
         if held is not None: k = torch.cat([held[0], k], 2)
-        weights = (q @ k.mT / q.shape[-1] ** .5).softmax(-1)    # [1, heads, tokens, frames*tokens]
+        weights = (q @ k.mT / q.shape[-1] ** .5).softmax(-1)    # [1, heads, n, frames*n]
         shares.append(weights.unflatten(-1, (-1, tokens)).sum(-1).mean((0, 1, 2)))
 
     hooks = [block.attn.register_forward_pre_hook(look, with_kwargs=True)
