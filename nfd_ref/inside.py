@@ -8,6 +8,7 @@ __all__ = ['ROW', 'LENSES', 'Lens', 'open_lens', 'close_lens', 'action_picture',
 
 # %% ../nbs/13d_inside.ipynb #7c000006
 import copy
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -222,14 +223,15 @@ def has_simulator(setting):
 class SecondWorld(Lens):
     from_start = True
 
-    def __init__(self, folder): self.folder = folder
+    def __init__(self, folder): self.folder = str(folder)
 
     def start(self, session):
-        setting = replace(session.setting, world=str(self.folder), steps=None, engine=None,
+        setting = replace(session.setting, world=self.folder, steps=None, engine=None,
                           context_noise=None)
         self.session = session
         self.world = setting.open()
-        self.caption = f'{self.folder}, {self.world.steps} steps, on the same keys'
+        name = os.path.basename(self.folder)
+        self.caption = f'{name}, {self.world.steps} steps, on the same keys'
         self.picture = self.world.reset(session.clip, seed=session.seed)
 
     def see(self, made): self.picture = self.world.step(made.action)

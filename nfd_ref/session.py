@@ -134,7 +134,7 @@ def enter(self:Session, world, clip, seed=0, setting=None):
     self.clip = clip
     self.seed = seed
     self.setting = setting
-    self.hands.space = world.space
+    if world.space != self.hands.space: self.hands = Hands(world.space)
     self.reset()
 
 @patch
@@ -339,13 +339,15 @@ class Film:
         else: write_video(path, self.drawn(scale), self.fps, pix_fmt='yuv420p')
 
     def _repr_png_(self):
-        "An animated PNG of every third frame, which notebook viewers show in motion."
-        images = [Image.fromarray(frame) for frame in self.drawn(4)[::3]]
+        "An animated PNG of every third frame, or a hundred, which viewers show in motion."
+        stride = max(3, -(-len(self.frames) // 100))
+        some = replace(self, frames=self.frames[::stride], actions=self.actions[::stride])
+        images = [Image.fromarray(frame) for frame in some.drawn(4)]
         palette = images[0].quantize(64, method=Image.Quantize.FASTOCTREE)
         images = [image.quantize(palette=palette, dither=0) for image in images]
         file = io.BytesIO()
         images[0].save(file, 'png', save_all=True, append_images=images[1:],
-                       duration=3000 / self.fps, loop=0)
+                       duration=1000 * stride / self.fps, loop=0)
         return file.getvalue()
 
 # %% ../nbs/13b_session.ipynb #7b00002a
