@@ -361,12 +361,24 @@ function start(element, transport) {
   return root.player;
 }
 
-// ---- in a notebook
+// ---- in a notebook: every message costs the kernel some milliseconds, so several are told at once
+
+const TOLD = 3;
 
 function render({model, el}) {
   const view = crypto.randomUUID?.() ?? String(Math.random());
   const send = message => model.send({...message, view});
-  const player = start(el, {send, painted: serials => send({what: 'painted', serials})});
+  let drawn = [];                     // not yet told
+  const tell = () => {
+    if (drawn.length) send({what: 'painted', serials: drawn});
+    drawn = [];
+  };
+  const late = setInterval(tell, 250);
+  const painted = serials => {
+    drawn.push(...serials);
+    if (drawn.length >= TOLD) tell();
+  };
+  const player = start(el, {send, painted});
   const hear = (content, buffers) => {
     if (content.to !== view) return;
     player.take(content, buffers.map(part => new Uint8Array(part.buffer ?? part)));
@@ -375,6 +387,7 @@ function render({model, el}) {
   player.send({what: 'hello'});       // again: now someone listens
   return () => {
     model.off('msg:custom', hear);
+    clearInterval(late);
     player.close();
   };
 }

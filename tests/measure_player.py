@@ -13,7 +13,7 @@ from test_browser import write_notebook
 
 from nfd_ref.storage import provenance, write_json
 
-RATES = (20, 30, 60)        # frames a second that are asked for
+RATES = (20, 60)        # frames a second that are asked for
 SECONDS = 10                # of play for each
 
 def at_rates(face):
