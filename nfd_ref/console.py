@@ -63,7 +63,7 @@ class Picture:
         return header | about, parts
 
 # %% ../nbs/13e_console.ipynb #7e00000d
-AHEAD = 4               # pictures on their way to one front end
+AHEAD = 6               # pictures on their way to one front end
 
 class View:
     "What one front end is owed: the newest picture and the newest state, never a queue of them."

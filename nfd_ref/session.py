@@ -177,6 +177,7 @@ def make(self:Session, action):
 @patch
 def run(self:Session):
     "The loop, until the session is closed: orders as they come, frames when they are due."
+    torch.set_num_threads(max(1, os.cpu_count() - 1))   # of this thread; the browser wants one
     due = time.perf_counter()
     while not self.closed:
         patience = max(0, due - time.perf_counter()) if self.playing else None
