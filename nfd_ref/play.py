@@ -210,8 +210,11 @@ class Hands:
             return action, dict(self.presses)
 
     def take_turn(self, axis):
-        "The bin of the turn so far. The rest stays, as far as one more frame can turn."
-        bin_ = int(camera_bin(self.turned[axis]))
+        """The bin of the turn so far, not beyond it: the view must not swing to and fro around its
+        end. The rest stays, as far as one more frame can turn."""
+        wanted = self.turned[axis]
+        bin_ = int(camera_bin(wanted))
+        if abs(camera_degrees(bin_)) > abs(wanted): bin_ -= int(np.sign(wanted))
         rest = self.turned[axis] - float(camera_degrees(bin_))
         self.turned[axis] = np.clip(rest, -90, 90)
         return bin_
