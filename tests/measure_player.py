@@ -1,5 +1,5 @@
-"""How quick the player is in a real browser: `python tests/measure_player.py OUT.json`. In a page of
-its own and in JupyterLab, at several rates, with JupyterLab's own server and kernel running."""
+"""How quick the player is in a real browser: `python tests/measure_player.py OUT.json`. In a page
+of its own and in JupyterLab, at several rates, server and kernel on the same machine."""
 
 import platform
 import sys

@@ -1,5 +1,5 @@
-"""Does memory stay flat? `python tests/soak_player.py OUT.json MINUTES`: plays in a page of its own,
-with keys, and writes down every half minute what program and page hold."""
+"""Does memory stay flat? `python tests/soak_player.py OUT.json MINUTES`: plays in a page of its
+own, with keys, and writes down every half minute what program and page hold."""
 
 import sys
 import tempfile
