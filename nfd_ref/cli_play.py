@@ -1,11 +1,13 @@
 """Commands that play a world: `play`, `lab`. Written by hand (see `command`)."""
 
+import os
 import subprocess
 import sys
+import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 
-from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO
+from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO, WORLD
 from nfd_ref.command import chosen, command, engine_kwargs, within
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
@@ -18,40 +20,35 @@ def cmd_play(
     start:int=None,             # frame of it to start at (0; of the shipped video 150, a view)
     actions:str=None,           # a trace: "forward*20, turn left*15" (none: a walk of 240 frames)
     keys:bool=False,            # play with the keys, in this terminal
+    browser:bool=False,         # play in a page of your browser, on this machine
+    replay:Path=None,           # a record, the .json beside a film: make its frames again
     frames:int=None,            # how many: the trace is cut or repeated (its own length)
     steps:int=None,             # denoising steps a frame (those measured best for this world)
     seed:int=0,                 # of the noise and of the made-up player
     device:str=None,            # cpu or cuda (cuda where there is one)
-    out:Path=Path('play.mp4'),  # mp4 to write
+    out:Path=Path('play.mp4'),  # mp4 to write; a walk of yours has its record beside it
     gif:Path=None,              # GIF to write as well
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys."""
     import numpy as np
-    from nfd_ref.play import parse_actions, play, play_keys, stroll
+    from nfd_ref.play import parse_actions, play, stroll
+    from nfd_ref.session import Session, Setting
     from nfd_ref.streaming import World
-    from nfd_ref.video import VideoFolder, write_video
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
+    if replay: return play_again(replay, world, data, out, gif)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
     game = World.load(world, **settings)
-    videos = VideoFolder(data, 'test')
-    if data == VIDEO and clip is None and start is None: clip, start = VIEW
-    clip = clip or 0
-    start = start or 0
-    last = len(videos) - 1
-    if not 0 <= clip <= last:
-        raise ValueError(f'--clip {clip}: there are {last + 1} held-out episodes, 0..{last}')
-    stop = min(start + game.model.cfg.window, videos.episodes[clip].frames)
-    past = videos.clip(clip, start, max(stop, start + 1))
-
+    place = start_place(data, clip, start, game.model.cfg.window)
+    past = place.clip()
+    if 'dtype' in settings: settings['dtype'] = str(game.engine.dtype).removeprefix('torch.')
+    if browser: return play_page(world, data, place, out, settings)
     if keys:
-        seen, _ = play_keys(game, past, frames)
-        if len(seen): write_video(out, seen, game.fps)
-        print(f'{len(seen)} frames -> {out}')
-        return
+        setting = Setting(str(world), place, **settings).settled(game)
+        return play_terminal(Session(game, past, seed, setting=setting), frames, out, gif)
 
     trace = parse_actions(actions, game.space) if actions else stroll(game.space, seed)
     if frames: trace = np.resize(trace, (frames, trace.shape[1]))       # cut, or repeated
@@ -60,6 +57,57 @@ def cmd_play(
     print(f'{speed.frames} frames at {speed.fps:.1f} FPS (median {speed.ms_median:.1f} ms, '
           f'p95 {speed.ms_p95:.1f} ms a frame, decoding included)')
     print(f'{about_world(game)} -> {", ".join(map(str, paths))}')
+
+def start_place(data, clip, start, window):
+    "Where a walk begins: a `Start` of a window's length, where the episode has so many frames."
+    from nfd_ref.session import Start
+    from nfd_ref.video import VideoFolder
+    videos = VideoFolder(data, 'test')
+    if data == VIDEO and clip is None and start is None: clip, start = VIEW
+    clip = clip or 0
+    start = start or 0
+    last = len(videos) - 1
+    if not 0 <= clip <= last:
+        raise ValueError(f'--clip {clip}: there are {last + 1} held-out episodes, 0..{last}')
+    episode = videos.episodes[clip]
+    stop = max(min(start + window, episode.frames), start + 1)
+    return Start(str(data), episode.name, start, stop)
+
+def play_terminal(session, frames, out, gif):
+    "Play in this terminal, and keep the walk."
+    from nfd_ref.session import replay
+    from nfd_ref.terminal import play_keys
+    play_keys(session, frames)
+    count = len(session.take)
+    if count == 0: return print('0 frames')
+    record = session.save(out)
+    if gif: replay(record).write(gif)
+    print(f'{count} frames -> {record.with_suffix(".mp4")}, {record}')
+
+def play_page(world, data, place, out, setting):
+    "Serve the player to a browser of this machine until Ctrl-C."
+    from nfd_ref.console import Console
+    from nfd_ref.player import Page
+    worlds = [world, *(folder for folder in (STUDENT, WORLD) if folder != world)]
+    films = out.parent/'played'
+    page = Page(Console(worlds, data, place, out=films, **setting))
+    print(f'{page.url}\nfilms go to {films}; Ctrl-C ends it', flush=True)
+    has_screen = sys.platform != 'linux' or any(map(os.environ.get, ('DISPLAY', 'WAYLAND_DISPLAY')))
+    if has_screen: webbrowser.open(page.url)
+    try:
+        page.thread.join()
+    except KeyboardInterrupt:
+        page.close()
+
+def play_again(path, world, data, out, gif):
+    "The film of a record, made again."
+    from nfd_ref.session import replay
+    film = replay(path, world, data)
+    verdict = 'the same frames, to the bit' if film.same else (
+        'other frames than recorded: another processor, engine or number of threads')
+    paths = [out, gif] if gif else [out]
+    for name in paths: film.write(name)
+    print(f'{len(film.frames)} frames, {verdict} -> {", ".join(map(str, paths))}')
 
 def about_world(world):
     "How a world is being played, in one line."

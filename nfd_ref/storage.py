@@ -23,7 +23,7 @@ __all__ = [
     'write_aside', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
     'write_record',
     'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'WorldInfo', 'JudgeInfo', 'Report', 'BenchRecord',
-    'GrowthRecord',
+    'GrowthRecord', 'PlayRecord',
     'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
     'load_model', 'provenance']
 
@@ -250,6 +250,23 @@ class Report:
     weights: dict                   # fingerprints: tokenizer, world, idm
     world: dict                     # how it was played: steps, sampler, context_noise, engine
     metrics: dict                   # {name of the metric: what it found}
+    commit: str = None
+    torch: str = None
+    python: str = None
+    device: str = None
+
+@dataclass(kw_only=True)
+class PlayRecord:
+    "What stands beside the film of a walk: all that is needed to make the same frames again."
+    format: int = 1
+    kind: str = 'play'
+    setting: dict                   # fields of `session.Setting`, folders from this file's
+    weights: str                    # fingerprint of the world's
+    clip: str                       # sha256 of the frames that it starts from
+    actions: str                    # as `parse_actions` reads them
+    frames: int                     # that were made
+    digest: str                     # sha256 of them all, in a row
+    fps: float
     commit: str = None
     torch: str = None
     python: str = None

@@ -4,6 +4,8 @@ import os
 
 # The longest; a name that is missing here costs only time.
 LONGEST = (
+    'test_in_jupyterlab',
+    'test_a_page_of_its_own',
     'test_runs[08_speed]',
     'test_runs[09_consistency]',
     'test_runs[07c_evaluation]',

@@ -176,19 +176,33 @@ class Terminal:
     def press(self, keys): os.write(self.fd, keys.encode())
 
 @pytest.mark.slow
-def test_keys_in_a_real_terminal(tmp_path):
-    "Walk, turn, leave."
+def test_keys_in_a_real_terminal(tmp_path, capsys):
+    "Walk, turn, leave; and the walk again, from its record."
     mp4 = tmp_path/'k.mp4'
     terminal = Terminal('play', '--keys', '--out', str(mp4))
-    assert '▀' in terminal.read('FPS possible')
+    assert '▀' in terminal.read('frames/s')
     terminal.press('w')
     terminal.read('\nforward ')
     terminal.press('qe')                                # two keys at once: the last one counts
     terminal.read('\nturn right ')
     terminal.press('x')
-    assert re.search(r'\d+ frames -> ', terminal.read('frames -> '))
+    assert re.search(r'\d+ frames -> ', terminal.read('k.json'))
     assert os.waitpid(terminal.pid, 0)[1] == 0
     assert video_info(mp4)[0] > 2
+
+    again = tmp_path/'again.mp4'
+    said = works(capsys, 'play', '--replay', tmp_path/'k.json', '--out', again)
+    assert 'the same frames, to the bit' in said
+    assert again.read_bytes() == mp4.read_bytes()
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_keeps_the_walk(tmp_path):
+    terminal = Terminal('play', '--keys', '--out', str(tmp_path/'k.mp4'))
+    terminal.read('frames/s')
+    terminal.press('\x03')
+    terminal.read('k.json')
+    assert os.waitpid(terminal.pid, 0)[1] == 0
+    assert files(tmp_path) == ['k.json', 'k.mp4']
 
 # ---- mistakes in the arguments
 
@@ -205,7 +219,9 @@ def test_keys_in_a_real_terminal(tmp_path):
     (['--start', 100000], 'wanted, it has'),
     (['--actions', 'fly*3'], 'no choice "fly"'),
     (['--actions', 'forward*0'], '1 or more'),
-    (['--keys'], 'needs a terminal')])
+    (['--keys'], 'needs a terminal'),
+    (['--replay', 'nowhere.json'], 'no such file'),
+    (['--replay', WORLD/'world.json'], "but PlayRecord is kind 'play'")])
 def test_mistakes_in_playing(tmp_path, capsys, args, says):
     fails(capsys, tmp_path, 'play', *args, '--out', tmp_path/'o.mp4', says=says)
 

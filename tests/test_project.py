@@ -42,7 +42,13 @@ ROOMS = {
     'speed': ['streaming'],
     'growth': ['speed'],
     'consistency': ['streaming', 'training'],
-    'play': ['streaming']}
+    'play': ['streaming', 'vpt'],
+    'session': ['play'],
+    'terminal': [],
+    'inside': ['session', 'doom'],
+    'console': ['inside'],
+    'player': ['console'],
+    'environment': ['session']}
 LINES = 450     # a module that is longer holds two ideas
 
 def run(*command, **kwargs):
@@ -138,8 +144,9 @@ def test_small_enough_to_clone():
     assert sum(sizes) < 60e6
     assert max(sizes) < 15e6
 
-def test_nothing_below_play_needs_widgets_or_gymnasium():
-    above = ('play', 'measures', 'stuck', 'trials', 'evaluation', 'release', 'consistency', 'judge')
+def test_to_play_needs_no_widgets_and_no_gymnasium():
+    above = ('environment', 'measures', 'stuck', 'trials', 'evaluation', 'release',
+             'consistency', 'judge')
     rooms = [r for r in ROOMS if r not in above]
     imports = ', '.join(f'nfd_ref.{r}' for r in rooms)
     heavy = {'ipywidgets', 'anywidget', 'gymnasium', 'vizdoom', 'matplotlib'}
