@@ -25,18 +25,21 @@ def cmd_play(
     out:Path=Path('play.mp4'),  # mp4 to write
     gif:Path=None,              # GIF to write as well
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
+    speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys."""
     import numpy as np
     from nfd_ref.play import parse_actions, play, play_keys, stroll
+    from nfd_ref.speculation import Speculator
     from nfd_ref.streaming import World
     from nfd_ref.video import VideoFolder, write_video
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
-    game = World.load(world, **settings)
+    if speculate: game = Speculator.load(world, **settings, speculate=draft_size(speculate))
+    else: game = World.load(world, **settings)
     videos = VideoFolder(data, 'test')
     if data == VIDEO and clip is None and start is None: clip, start = VIEW
     clip = clip or 0
@@ -51,6 +54,7 @@ def cmd_play(
         seen, _ = play_keys(game, past, frames)
         if len(seen): write_video(out, seen, game.fps)
         print(f'{len(seen)} frames -> {out}')
+        if speculate: print(about_drafts(game.account))
         return
 
     trace = parse_actions(actions, game.space) if actions else stroll(game.space, seed)
@@ -60,6 +64,22 @@ def cmd_play(
     print(f'{speed.frames} frames at {speed.fps:.1f} FPS (median {speed.ms_median:.1f} ms, '
           f'p95 {speed.ms_p95:.1f} ms a frame, decoding included)')
     print(f'{about_world(game)} -> {", ".join(map(str, paths))}')
+    if speculate: print(about_drafts(game.account))
+
+def draft_size(text):
+    "'4' or 'auto', as `Speculator` takes it."
+    if text == 'auto': return text
+    if not text.isdecimal(): raise ValueError(f'--speculate {text}: a number of frames, or auto')
+    within(1, 64, speculate=int(text))
+    return int(text)
+
+def about_drafts(account):
+    "What drafting did, in one line."
+    found = account.summary()
+    kept = 'nothing guessed' if found['acceptance'] is None else f'{found["acceptance"]:.0%} kept'
+    return (f'drafts: {found["drafted"]} frames made for {found["shown"]} shown, of the guesses '
+            f'{kept}; {found["calls_per_frame"]:.2f} network calls and '
+            f'{found["passes_per_frame"]:.2f} frames through it per frame shown')
 
 def about_world(world):
     "How a world is being played, in one line."
