@@ -102,11 +102,9 @@ def time_blocks(worlds, trace, start):
 def measure_throughput(
     worlds,                 # {size or 'auto': `Speculator`}
     traces,                 # {name: int [f, k]}
-    start,                  # `Clip`
-    costs                   # `RoundCosts` of all sizes
+    start                   # `Clip`
 ):                          # {trace: {size: dict}}
-    """Every size on every trace, blocks of frames in turns, beside what the theory says. Pictures
-    are included."""
+    "Every size on every trace, blocks of frames in turns. Pictures are included."
     found = {}
     for name, trace in traces.items():
         turns = [time_blocks(worlds, trace, start) for _ in range(REPEATS)]
@@ -114,15 +112,13 @@ def measure_throughput(
         found[name] = {}
         for size, world in worlds.items():
             row = dict(ms=round(ms[size], 3), speedup=round(ms[1] / ms[size], 4))
-            if size != 'auto': row |= promised(costs, run_lengths(trace), size)
+            if size != 'auto': row['kept'] = round(kept_per_draft(run_lengths(trace), size), 3)
             found[name][str(size)] = row | world.account.summary()
     return found
 
-def promised(costs, runs, size):
-    "What the theory says of a size."
-    kept = kept_per_draft(runs, size)
-    speedup = costs.frame_ms(1, 1) / costs.frame_ms(size, kept)
-    return dict(kept=round(kept, 3), predicted=round(speedup, 4))
+def promised(costs, size, kept):
+    "The gain that the theory promises, if drafts of a size keep so many on average."
+    return costs.frame_ms(1, 1) / costs.frame_ms(size, kept)
 
 # %% ../nbs/11c_gains.ipynb #1b00002f
 CLIPS = 64              # of the exam, as in `evaluate`
@@ -188,7 +184,7 @@ class Bench:
         "All sizes, on the longest ring."
         costs = measure_costs(self.worlds[1])
         alone = costs.rounds.all[1]
-        costs.rounds = measure_rounds(self.worlds[SIZES[-1]], SIZES)
+        costs.rounds = measure_rounds(self.worlds[SIZES[-1]], SIZES, repeat=15)
         costs.again *= costs.rounds.all[1] / alone
         return as_record(costs)
 
@@ -196,8 +192,7 @@ class Bench:
         space = self.worlds[1].space
         traces = dict(recorded=self.test[0][:FRAMES])
         for p in COINS: traces[f'coin {p}'] = persistent_trace(space, FRAMES, p, seed=1)
-        costs = from_record(found['costs']).rounds
-        return measure_throughput(self.worlds, traces, self.first, costs)
+        return measure_throughput(self.worlds, traces, self.first)
 
     def paced(self, found):
         space = self.worlds[1].space

@@ -57,6 +57,7 @@ class Account:
     "What drafting did."
     shown: int = 0          # frames that were asked for
     drafts: int = 0         # times that frames were made
+    asked: int = 0          # of them for an action that was there: their first frame is no guess
     drafted: int = 0        # frames made
     discarded: int = 0      # frames made and thrown away
     calls: int = 0          # of the network
@@ -65,7 +66,7 @@ class Account:
     @property
     def acceptance(self):
         "Of the frames that were guesses, the share that was kept. None: nothing was guessed yet."
-        hits = self.shown - self.drafts             # the first frame of a draft is no guess
+        hits = self.shown - self.asked
         return hits / (hits + self.discarded) if hits + self.discarded > 0 else None
 
     def summary(self):
@@ -175,6 +176,7 @@ def step_latent(self:Speculator, action):
             self.settle()
             frames = self.adaptive.choose() if self.adaptive else self.speculate
             ready = self.draft(a, frames)
+            self.account.asked += 1
         self.account.discarded += len(self.prepared)
         self.prepared = {}
         self.current = ready
@@ -310,8 +312,11 @@ def measure_rounds(
     kinds = dict.fromkeys((frames, kept) for frames in sizes for kept in (1, frames))
     ms = {kind: [] for kind in kinds}
     decodes = []
+    order = list(kinds)
+    rng = np.random.default_rng(0)
     for _ in range(repeat):
-        for kind in kinds:
+        rng.shuffle(order)
+        for kind in map(tuple, order):
             play_round(*kind)                   # after it, as many frames wait as are kept
             ms[kind].append(timed(partial(play_round, *kind), world.device)[1])
         latents = world.draft(world.space.rest).latents
