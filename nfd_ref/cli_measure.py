@@ -75,6 +75,7 @@ def cmd_bench(
     steps:int=None,             # denoising steps a frame (those of the world)
     window:int=None,            # frames looked back at, with --preset
     growth:bool=False,          # instead: cost as frames, window, steps, batch and size grow
+    speculate:bool=False,       # instead: drafts of 1 to 8 frames; --out is gone on with
     threads:int=None,           # CPU threads (PyTorch's choice)
     device:str=None,            # cpu or cuda (cuda where there is one)
     out:Path=None,              # JSON file to write as well
@@ -86,6 +87,7 @@ def cmd_bench(
     from nfd_ref import speed
     from nfd_ref.engines import ENGINES
     from nfd_ref.growth import growth as measure_growth
+    from nfd_ref.speculation import Speculator
     from nfd_ref.streaming import World
     within(1, 1024, threads=threads)
     if threads: torch.set_num_threads(threads)
@@ -96,10 +98,15 @@ def cmd_bench(
         measure_growth(out, device)
         return
 
-    def load(name):
-        kwargs = chosen(steps=steps, device=device) | engine_kwargs(name)
-        if preset: return speed.random_world(preset, window, **kwargs)
-        return World.load(world, **kwargs)
+    def load(name, kind=World, **more):
+        kwargs = chosen(steps=steps, device=device) | engine_kwargs(name) | more
+        if preset: return speed.random_world(preset, window, kind, **kwargs)
+        return kind.load(world, **kwargs)
+
+    if speculate:
+        bench_drafts(lambda size: load(engines, Speculator, speculate=size), preset or world.name,
+                     out, judged=not preset)
+        return
 
     kind = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')).type
     names = [name for name, engine in ENGINES.items() if kind in engine.devices]
@@ -108,3 +115,14 @@ def cmd_bench(
     worlds = {name: load(name) for name in names}
     start = speed.still(worlds[names[0]])
     speed.bench(worlds, start, out, frames, min(10, frames))
+
+def bench_drafts(load, name, out, judged):
+    "`bench --speculate`: of trained worlds the quality is measured as well."
+    from nfd_ref.gains import Bench, bench_speculation, exam_of
+    from nfd_ref.video import VideoFolder
+    episodes = {}
+    for split in ('train', 'test'):
+        videos = VideoFolder(VIDEO, split)
+        episodes[split] = [videos.clip(e).actions[1:] for e in range(len(videos))]
+    exam = exam_of(VIDEO, JUDGE) if judged else None
+    bench_speculation(Bench(load, episodes, exam), name, out)

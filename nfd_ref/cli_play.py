@@ -29,19 +29,25 @@ def cmd_play(
     out:Path=Path('play.mp4'),  # mp4 to write; a walk of yours has its record beside it
     gif:Path=None,              # GIF to write as well
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
+    speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys."""
     import numpy as np
     from nfd_ref.play import parse_actions, play, stroll
     from nfd_ref.session import Session, Setting
+    from nfd_ref.speculation import Speculator
     from nfd_ref.streaming import World
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
     if replay: return play_again(replay, world, data, out, gif)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
-    game = World.load(world, **settings)
+    if speculate:
+        if keys or browser: raise ValueError('--speculate goes with a trace, so far')
+        game = Speculator.load(world, **settings, speculate=draft_size(speculate))
+    else:
+        game = World.load(world, **settings)
     place = start_place(data, clip, start, game.model.cfg.window)
     past = place.clip()
     if 'dtype' in settings: settings['dtype'] = str(game.engine.dtype).removeprefix('torch.')
@@ -57,6 +63,22 @@ def cmd_play(
     print(f'{speed.frames} frames at {speed.fps:.1f} FPS (median {speed.ms_median:.1f} ms, '
           f'p95 {speed.ms_p95:.1f} ms a frame, decoding included)')
     print(f'{about_world(game)} -> {", ".join(map(str, paths))}')
+    if speculate: print(about_drafts(game.account))
+
+def draft_size(text):
+    "'4' or 'auto', as `Speculator` takes it."
+    if text == 'auto': return text
+    if not text.isdecimal(): raise ValueError(f'--speculate {text}: a number of frames, or auto')
+    within(1, 64, speculate=int(text))
+    return int(text)
+
+def about_drafts(account):
+    "What drafting did, in one line."
+    found = account.summary()
+    kept = 'nothing guessed' if found['acceptance'] is None else f'{found["acceptance"]:.0%} kept'
+    return (f'drafts: {found["drafted"]} frames made for {found["shown"]} shown, of the guesses '
+            f'{kept}; {found["calls_per_frame"]:.2f} network calls and '
+            f'{found["passes_per_frame"]:.2f} frames through it per frame shown')
 
 def start_place(data, clip, start, window):
     "Where a walk begins: a `Start` of a window's length, where the episode has so many frames."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Recompute', 'Rebuild', 'Rolling', 'RingCache', 'RingView', 'PassInputs', 'Ring', 'Merged', 'Static',
-           'Compiled', 'Graph', 'Native', 'start_engine', 'State']
+           'Compiled', 'Graph', 'Capture', 'Native', 'start_engine', 'State']
 
 # %% ../nbs/06b_engines.ipynb #4d20075d
 import copy
@@ -47,12 +47,15 @@ class Recompute:
     def start(self):
         "Forget everything."
         self.taken = 0              # frames taken into the past
-        self.pending = None         # a finished frame that waits to be taken, from `merged` up
+        self.pending = None         # finished frames that wait to be taken, from `merged` up
         self.past = None            # frames looked back at: latents, levels, actions
         self.states = []            # marked, and still to be gone back to
 
     @property
-    def next(self): return self.taken + (self.pending is not None)  # number of the frame to come
+    def waiting(self): return 0 if self.pending is None else self.pending[0].shape[1]    # frames
+
+    @property
+    def next(self): return self.taken + self.waiting    # number of the frame to come
 
 # %% ../nbs/06b_engines.ipynb #e1b0rememb
 @patch
@@ -77,15 +80,14 @@ def velocity(self:Recompute,
     "Which way the frame to come moves, given what came before. Nothing is remembered."
     return self.fast(*self.window(x, t, a))[:, -1:]
 
-# %% ../nbs/06b_engines.ipynb #6b97149a
 @patch
 def make_frame(self:Recompute,
     sample,         # (velocity, x, *fresh) -> x, where velocity is (x, level) -> v
-    x, a,           # noise [1, 1, c, h, w], the action that leads to the frame [1, 1, k]
+    x, a,           # noise [1, f, c, h, w], the actions that lead to the frames [1, f, k]
     *fresh          # more noises, for samplers that want them
-):                  # latents [1, 1, c, h, w]
-    "A whole frame. It is not remembered: that is a second call."
-    def velocity(x, t): return self.velocity(x, torch.full((1, 1), t), a)
+):                  # latents [1, f, c, h, w]
+    "Whole frames: one, from `rolling` up several at once. None is remembered: a second call."
+    def velocity(x, t): return self.velocity(x, torch.full(x.shape[:2], t), a)
     return sample(velocity, x, *fresh)
 
 # %% ../nbs/06b_engines.ipynb #9b54ac52
@@ -154,11 +156,12 @@ class RingCache:
         f               # frames in it
     ):                  # slots of tokens int64 [f*n]; what a frame may see [f, slots*n]: 0 or -inf
         "Where frames go and what they may see. Worked out once for each position in a full ring."
+        room = max(self.slots - start, self.slots - self.window + 1)
+        if f > room: raise ValueError(f'{f} frames at once, room for {room}: take a larger `ahead`')
         key = (min(start, self.slots + start % self.slots), f)
         if key in self.known: return self.known[key]
         frames = torch.arange(start, start + f)
         slots = (frames % self.slots)[:, None] * self.tokens + torch.arange(self.tokens)
-
         last = start + f - 1
         held = last - (last - torch.arange(self.slots)) % self.slots    # frame in a slot; < 0: none
         ago = frames[:, None] - held
@@ -238,27 +241,23 @@ class Ring(Rolling):
     def mask(self, seen): return seen.repeat_interleave(self.cache.tokens, 0)  # a row a token
     def core(self, *args, **kwargs): return self.fast.core(*args, **kwargs)
 
-# %% ../nbs/06b_engines.ipynb #e3c0inputs
-@patch
-def locate(self:Ring, start, f):
-    "Where the frames from `start` on are, in time and in the ring: cos, sin, slots, mask."
-    slots, seen = self.cache.seek(start, f)
-    return *self.fast.turns(start, f, self.like), slots, self.mask(seen)
+    def locate(self, start, f):
+        "Where the frames from `start` on are, in time and in the ring: cos, sin, slots, mask."
+        slots, seen = self.cache.seek(start, f)
+        return *self.fast.turns(start, f, self.like), slots, self.mask(seen)
 
-@patch
-def inputs(self:Ring, start, t, a):
-    "`PassInputs` of the frames from `start` on, with levels t [1, f] and actions a [1, f, k]."
-    return PassInputs(*self.modulation(t, a), *self.locate(start, t.shape[1]))
+    def inputs(self, start, t, a):
+        "`PassInputs` of the frames from `start` on, with levels t [1, f] and actions a [1, f, k]."
+        return PassInputs(*self.modulation(t, a), *self.locate(start, t.shape[1]))
 
-@patch
-def forward(self:Ring, x, inputs):
-    "Latents [1, f, c, h, w] and their `PassInputs` -> velocity [1, f, c, h, w]: tensors alone."
-    tokens = self.fast.tokens(x.to(self.like.dtype), None)
-    v = self.core(
-        tokens, inputs.block_modulation, inputs.final_modulation,
-        turn=(inputs.cos, inputs.sin), mask=inputs.mask,
-        cache=RingView(self.cache.kv, inputs.slots))
-    return v.to(x.dtype)
+    def forward(self, x, inputs):
+        "Latents [1, f, c, h, w] and their `PassInputs` -> velocity [1, f, c, h, w]: tensors alone."
+        tokens = self.fast.tokens(x.to(self.like.dtype), None)
+        v = self.core(
+            tokens, inputs.block_modulation, inputs.final_modulation,
+            turn=(inputs.cos, inputs.sin), mask=inputs.mask,
+            cache=RingView(self.cache.kv, inputs.slots))
+        return v.to(x.dtype)
 
 # %% ../nbs/06b_engines.ipynb #63f7e1ac
 class Merged(Ring):
@@ -266,16 +265,17 @@ class Merged(Ring):
     name = 'merged'
 
     def remember(self, x, t, a):
-        if self.pending is not None: self.run(*self.pending, write=1)
+        if self.pending is not None: self.run(*self.pending, write=self.waiting)
         self.pending = None         # only after the pass: one that failed has lost nothing
-        if x.shape[1] == 1: self.pending = (x, t, a)
+        most = 1 + self.ahead // 2 if self.taken else 1     # as many wait as are made at once
+        if x.shape[1] <= most: self.pending = (x, t, a)
         else: super().remember(x, t, a)
 
     def velocity(self, x, t, a):
         if self.pending is None: return self.run(x, t, a)
-        v = self.run(*(torch.cat(z, 1) for z in zip(self.pending, (x, t, a))), write=1)
+        v = self.run(*(torch.cat(z, 1) for z in zip(self.pending, (x, t, a))), write=self.waiting)
         self.pending = None
-        return v[:, 1:]
+        return v[:, -x.shape[1]:]
 
 # %% ../nbs/06b_engines.ipynb #af87bdbb
 class Static(Merged):
@@ -286,8 +286,7 @@ class Static(Merged):
         super().__init__(model, dtype, ahead)
         self.row = lru_cache(4096)(self.row)
 
-    def row(self, level, action):
-        "Modulation of one frame."
+    def row(self, level, action):       # of one frame
         return super().modulation(torch.tensor([[level]]), torch.tensor([[action]]))
 
     def modulation(self, t, a):
@@ -295,88 +294,90 @@ class Static(Merged):
         blocks, finals = zip(*rows)
         return torch.cat(blocks, 2), torch.cat(finals, 1)
 
-# %% ../nbs/06b_engines.ipynb #0164bcdc
 class Compiled(Static):
-    "`Static` through `torch.compile`, for one and two frames. Blocks are alike: one is compiled."
+    "`Static` through `torch.compile`, for few frames. Blocks are alike: one is compiled."
     name = 'compiled'
 
     def __init__(self, model, dtype=None, ahead=0):
         super().__init__(model, dtype, ahead)
+        self.captured = {}          # {(sampler, frames that wait, frames to make): `Capture`}
         rest = {name: part for name, part in self.fast._modules.items() if name != 'blocks'}
         self.compiled = copy.copy(self.fast)        # with the same weights
         self.compiled._modules = rest
         self.compiled.blocks = [torch.compile(block, dynamic=False) for block in self.fast.blocks]
 
     def core(self, x, *args, **kwargs):
-        network = self.compiled if x.shape[1] <= 2 else self.fast
+        network = self.compiled if x.shape[1] <= 2 + self.ahead else self.fast
         return network.core(x, *args, **kwargs)
 
 # %% ../nbs/06b_engines.ipynb #6d41078a
 class Graph(Compiled):
     "`Compiled`, a whole frame captured as a CUDA graph and played back: one launch, no host."
     name = 'graph'
-    sample = None           # the sampler that was captured
 
     def make_frame(self, sample, x, a, *fresh):
         if self.pending is None:            # right after a reset: nothing waits
             return super().make_frame(sample, x, a, *fresh)
-        if self.sample is not sample: self.prepare(sample, x, fresh)
-        finished, level, action = self.pending
+        key = (sample, self.waiting, x.shape[1])
+        if key not in self.captured: self.captured[key] = Capture(self, sample, x, fresh)
+        made = self.captured[key](self.pending, x, a, fresh).clone()
+        self.taken += self.waiting
+        self.pending = None
+        return made
+
+# %% ../nbs/06b_engines.ipynb #364d11ee
+class Capture:
+    "A way to make `f` frames behind those that wait, from addresses that never move."
+    def __init__(self, engine, sample, x, fresh):
+        self.engine = engine
+        self.sample = sample
+        self.levels = []                    # at which this sampler asks for a velocity
+        self.replay = None
+        def velocity(x, t):
+            self.levels.append(torch.full(x.shape[:2], t))
+            return x
+        sample(velocity, x, *fresh)
+
+    def __call__(self, pending, x, a, fresh):
+        finished, level, action = pending
         both = (torch.cat([level, self.levels[0]], 1), torch.cat([action, a], 1))
         latents = [finished, x, *fresh]
-        passes = [self.inputs(self.taken, *both)]
-        passes += [self.inputs(self.taken + 1, level, a) for level in self.levels[1:]]
+        passes = [self.engine.inputs(self.engine.taken, *both)]
+        passes += [self.engine.inputs(self.engine.next, level, a) for level in self.levels[1:]]
 
-        if self.replay is None:             # the addresses that the graph reads
+        if self.replay is None:
             self.latents = [z.clone() for z in latents]
             self.passes = [inputs.clone() for inputs in passes]
             self.replay = self.capture()
         for address, new in zip(self.latents + self.passes, latents + passes): address.copy_(new)
-        made = self.replay().clone()
-        self.taken += 1
-        self.pending = None
-        return made
+        return self.replay()
 
-    def prepare(self, sample, x, fresh):
-        "Find out at which noise levels this sampler asks for a velocity."
-        self.levels = []
+    def body(self):
+        "The frames, from the fixed addresses alone."
+        finished, noise, *fresh = self.latents
+        passes = list(self.passes)
         def velocity(x, t):
-            self.levels.append(torch.full((1, 1), t))
-            return x
-        sample(velocity, x, *fresh)
-        self.sample = sample
-        self.replay = None
+            both = torch.cat([finished, x], 1) if len(passes) == len(self.passes) else x
+            return self.engine.forward(both, passes.pop(0))[:, -x.shape[1]:]
+        return self.sample(velocity, noise, *fresh)
 
-# %% ../nbs/06b_engines.ipynb #364d11ee
-@patch
-def body(self:Graph):
-    "The frame, from the fixed addresses alone."
-    finished, noise, *fresh = self.latents
-    passes = list(self.passes)
-    def velocity(x, t):
-        if len(passes) == len(self.passes): x = torch.cat([finished, x], 1)
-        return self.forward(x, passes.pop(0))[:, -1:]
-    return self.sample(velocity, noise, *fresh)
+    def capture(self):
+        "Something to call that makes the frames again."
+        if self.engine.device.type != 'cuda': return self.body
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3): self.body()
+        torch.cuda.current_stream().wait_stream(side)
 
-# %% ../nbs/06b_engines.ipynb #7d8960b5
-@patch
-def capture(self:Graph):
-    "Something to call that makes the frame again."
-    if self.device.type != 'cuda': return self.body
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3): self.body()
-    torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):    # a thread may decode
+            made = self.body()
 
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode='thread_local'):    # another thread may decode
-        made = self.body()
-
-    def replay():
-        graph.replay()
-        return made
-    return replay
+        def replay():
+            graph.replay()
+            return made
+        return replay
 
 # %% ../nbs/06b_engines.ipynb #73edb590
 class Native(Static):
@@ -428,7 +429,6 @@ class State:
     next: int           # number of the frame to come
     held: dict          # what the engine held
 
-# %% ../nbs/06b_engines.ipynb #1bf87dbf
 @patch
 def _alive(self:Recompute): return [s for s in self.states if self.next - s.next <= self.ahead]
 

@@ -78,14 +78,18 @@ def pack_weight(
 
 # %% ../nbs/06c_panels.ipynb #f4ebe69a
 PANEL = r'''
-// sums[row] = WIDTH outputs of that row. A panel lies as [inputs / TAKEN][WIDTH][TAKEN].
+// sums[row] += WIDTH outputs of that row. A panel lies as [inputs / TAKEN][WIDTH][TAKEN].
 template <int HEIGHT>
-static inline void panel(const num *x, int stride, const num *weight, int inputs, vec *sums) {
-    for (int row = 0; row < HEIGHT; row++) sums[row] = vec{};
+static inline void add_panel(const num *x, int stride, const num *weight, int inputs, vec *sums) {
     for (int input = 0; input < inputs; input += TAKEN, weight += WIDTH * TAKEN)
         #pragma GCC unroll 32
         for (int row = 0; row < HEIGHT; row++)
             sums[row] = dot(sums[row], x + row * stride + input, weight);
+}
+template <int HEIGHT>
+static inline void panel(const num *x, int stride, const num *weight, int inputs, vec *sums) {
+    for (int row = 0; row < HEIGHT; row++) sums[row] = vec{};
+    add_panel<HEIGHT>(x, stride, weight, inputs, sums);
 }
 
 // then(row, output, sums) for all rows and all outputs; threads share the panels
@@ -145,25 +149,35 @@ static inline void attend(
     float scores[ASKING][KEPT], total[ASKING];
     num shares[ASKING][KEPT];              // e^(score - largest score)
     vec sums[ASKING];
+    int from[KEPT / WIDTH], to[KEPT / WIDTH], spans = 0;    // of panels in which a key is seen
     for (int key = 0; key < KEPT; key += WIDTH) {
+        if (largest(at(mask + key)) < 0) continue;
+        if (!spans || to[spans - 1] < key) from[spans++] = key;
+        to[spans - 1] = key + WIDTH;
         panel<ASKING>(queries, stride, keys + key * CHANNELS, CHANNELS, sums);
         for (int q = 0; q < ASKING; q++) at(scores[q] + key) = sums[q] + at(mask + key);
     }
     for (int q = 0; q < ASKING; q++) {
-        vec tops = at(scores[q]);
-        for (int key = WIDTH; key < KEPT; key += WIDTH)
-            tops = larger(tops, at(scores[q] + key));
+        vec tops = at(scores[q] + from[0]);
+        for (int span = 0; span < spans; span++)
+            for (int key = from[span]; key < to[span]; key += WIDTH)
+                tops = larger(tops, at(scores[q] + key));
         float top = largest(tops);
         vec totals = {};
-        for (int key = 0; key < KEPT; key += WIDTH) {
-            vec share = exp(at(scores[q] + key) - top);
-            totals += share;
-            put(shares[q] + key, share);
-        }
+        for (int span = 0; span < spans; span++)
+            for (int key = from[span]; key < to[span]; key += WIDTH) {
+                vec share = exp(at(scores[q] + key) - top);
+                totals += share;
+                put(shares[q] + key, share);
+            }
         total[q] = sum(totals);
     }
     for (int channel = 0; channel < CHANNELS; channel += WIDTH) {
-        panel<ASKING>(shares[0], KEPT, values + channel * KEPT, KEPT, sums);
+        const num *own = values + channel * KEPT;
+        for (int q = 0; q < ASKING; q++) sums[q] = vec{};
+        for (int span = 0; span < spans; span++)
+            add_panel<ASKING>(shares[0] + from[span], KEPT, own + from[span] * WIDTH,
+                              to[span] - from[span], sums);
         for (int q = 0; q < ASKING; q++) put(out + q * stride + channel, sums[q] / total[q]);
     }
 }

@@ -127,7 +127,8 @@ def roofline_ms(
 def random_world(
     preset,             # in `DITS`: nfd_130m, nfd_310m, nfd_774m, small
     window=None,        # frames; None: the preset's
-    **kwargs            # for `World`
+    kind=World,         # `World` or one that is more
+    **kwargs            # for it
 ):                      # a `World`
     "A world of random weights at the shape of a preset: for timing, not for looking at."
     if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
@@ -144,7 +145,7 @@ def random_world(
 
     space = ActionSpace('any', {f'field {i}': range(n) for i, n in enumerate(cfg.actions)})
     size = [side * tok.cfg.factor for side in cfg.grid]
-    return World(model, tok, space, size, **kwargs)
+    return kind(model, tok, space, size, **kwargs)
 
 # %% ../nbs/08_speed.ipynb #ea749489
 def parameters(module): return sum(p.numel() for p in module.parameters())

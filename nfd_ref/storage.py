@@ -281,6 +281,12 @@ class BenchRecord:
     ladder: dict                    # {engine: what was measured}
 
 @dataclass(kw_only=True)
+class SpeculationRecord:
+    "What `bench --speculate` writes: what drafts cost, gain and spoil."
+    format: int = 1
+    worlds: dict                    # {world: {'card', 'costs', 'throughput', 'paced', 'quality'}}
+
+@dataclass(kw_only=True)
 class GrowthRecord:
     "What `bench --growth` writes: what a frame costs as one thing grows."
     format: int = 1
