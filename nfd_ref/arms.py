@@ -8,6 +8,7 @@ __all__ = ['LEVELS', 'NEAR_BEST', 'ArmsProtocol', 'ArmsRecord', 'Arm', 'looks_ah
            'chunk_cost', 'streaming_speed', 'compare_arms', 'Watch']
 
 # %% ../nbs/10c_arms.ipynb #dc000005
+import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -358,7 +359,7 @@ def compare_arms(
     known_speed = None
     if out.exists():
         old = read_record(out, ArmsRecord)
-        same = old.protocol == asdict(protocol) | dict(depths=tuple(old.protocol['depths']))
+        same = old.protocol == json.loads(json.dumps(asdict(protocol)))     # tuples are lists
         if same and old.data == bench.videos.hash(): kept = old.rows
         known_speed = old.speed
 
