@@ -6,8 +6,9 @@ import sys
 import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
-from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO, WORLD
+from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO, WORLD, Wanted
 from nfd_ref.command import chosen, command, engine_kwargs, within
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
@@ -18,6 +19,7 @@ def cmd_play(
     data:Path=VIDEO,            # video folder to start from
     clip:int=None,              # held-out episode to start from (0)
     start:int=None,             # frame of it to start at (0; of the shipped video 150, a view)
+    picture:Path=None,          # start from one picture instead, repeated
     actions:str=None,           # a trace: "forward*20, turn left*15" (none: a walk of 240 frames)
     keys:bool=False,            # play with the keys, in this terminal
     browser:bool=False,         # play in a page of your browser, on this machine
@@ -49,8 +51,9 @@ def cmd_play(
     else:
         game = World.load(world, **settings)
     place = start_place(data, clip, start, game.model.cfg.window)
-    past = place.clip()
+    past = start_from(picture, game) if picture else place.clip()
     if 'dtype' in settings: settings['dtype'] = str(game.engine.dtype).removeprefix('torch.')
+    if picture and (keys or browser): raise ValueError('--picture goes with a trace, so far')
     if browser: return play_page(world, data, place, out, settings)
     if keys:
         setting = Setting(str(world), place, **settings).settled(game)
@@ -130,6 +133,50 @@ def play_again(path, world, data, out, gif):
     paths = [out, gif] if gif else [out]
     for name in paths: film.write(name)
     print(f'{len(film.frames)} frames, {verdict} -> {", ".join(map(str, paths))}')
+
+def start_from(path, world):
+    "One picture, of any size, as a clip to start from."
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+    from nfd_ref.translation import still
+    height, width = world.size
+    try:
+        picture = Image.open(path).convert('RGB').resize((width, height))
+    except UnidentifiedImageError:
+        raise ValueError(f'{path}: not a picture') from None
+    return still(np.asarray(picture), world.space)
+
+@command('video')
+def cmd_translate(
+    video:Path,                         # mp4 to give the world's look
+    actions:Annotated[Path, Wanted]=None,   # npz with the array `actions`, one row a frame
+    world:Path=STUDENT,                 # folder of a world
+    strength:float=.5,                  # how much is made anew, in (0, 1)
+    calls:int=1,                        # of the network, for a frame
+    look:Path=None,                     # mp4 in the world's look: its first frames come before
+    seed:int=0,                         # of the noise
+    out:Path=Path('translated.mp4'),    # mp4 to write
+    engine:str=None,                    # see 06b_engines; +bf16: half precision
+):
+    """Give a video the look of a world, frame by frame, true to its motion.
+    Every frame is noised and brought down again behind those made before. No training."""
+    import numpy as np
+    from nfd_ref.streaming import World
+    from nfd_ref.translation import translate
+    from nfd_ref.video import Clip, load_actions, read_frames, write_video
+    within(1, MANY, calls=calls)
+    within(0, SEEDS, seed=seed)
+    game = World.load(world, **engine_kwargs(engine))
+    rows, _ = load_actions(actions)
+    clip = Clip(read_frames(video, size=game.size), rows, game.space, game.fps)
+    past = None
+    if look:
+        seen = read_frames(look, size=game.size)[:8]
+        past = Clip(seen, np.tile(game.space.rest, (len(seen), 1)), game.space, game.fps)
+
+    made = np.stack(list(translate(game, clip, strength, calls, past, seed)))
+    write_video(out, made, game.fps)
+    print(f'{len(made)} frames, {about_world(game)} -> {out}')
 
 def about_world(world):
     "How a world is being played, in one line."

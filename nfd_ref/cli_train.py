@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastcore.meta import delegates
 
-from nfd_ref.command import GROUPS, MANY, SEEDS, WORLD, Wanted
+from nfd_ref.command import BRANCHES, GROUPS, JUDGE, MANY, SEEDS, STUDENT, VIDEO, WORLD, Wanted
 from nfd_ref.command import chosen, command, load_tokenizer, within
 
 GROUPS.update({
@@ -20,6 +20,7 @@ def train_config(
     recipe,                     # a `TrainConfig`
     steps:int=None,             # optimizer steps, instead of the recipe's
     batch:int=None,             # clips (or frames) a step, over all processes
+    accumulate:int=None,        # passes in which a process goes over its part of the batch
     lr:float=None,              # learning rate after the warm-up
     seed:int=None,              # of weights, order and noise
     save_every:int=None,        # steps between checkpoints
@@ -28,10 +29,11 @@ def train_config(
 ):                              # a `TrainConfig`
     "The recipe, with what was given in its place. (A switch can only turn on.)"
     within(1, 1000 * MANY, steps=steps, save_every=save_every)
-    within(1, MANY, batch=batch)
+    within(1, MANY, batch=batch, accumulate=accumulate)
     within(0, SEEDS, seed=seed)
     if lr is not None and not 0 < lr <= 1: raise ValueError(f'--lr {lr}: a rate in (0, 1]')
-    numbers = chosen(steps=steps, batch=batch, lr=lr, seed=seed, save_every=save_every)
+    numbers = chosen(steps=steps, batch=batch, accumulate=accumulate, lr=lr, seed=seed,
+                     save_every=save_every)
     return replace(recipe, **numbers, bf16=bf16 or recipe.bf16, compile=compile or recipe.compile)
 
 @command()
@@ -77,6 +79,32 @@ def cmd_train_world(
     tok = load_tokenizer(tokenizer)
     train_world(out, videos, tok, cfg, DITS[preset], length, mistakes=mistakes, init=init,
                 held_out=held_out, resume=resume)
+    print(f'done -> {out/"final"}')
+
+@command()
+@delegates(train_config)
+def cmd_train_teacher(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    tokenizer:Annotated[Path, Wanted]=None, # folder of a trained tokenizer
+    preset:str='small',                     # small, nfd_130m, nfd_310m or nfd_774m
+    init:Path=None,                         # folder of a causal world of this shape to begin with
+    length:int=16,                          # frames of a clip, all of which see each other
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """A world that looks both ways: it can teach, not be played.
+    Recipe: 3400 steps of 16 clips, learning rate 0.0015, a checkpoint every 500."""
+    from nfd_ref.training import WORLD_RECIPE
+    from nfd_ref.trajectories import train_teacher
+    from nfd_ref.transformer import DITS
+    from nfd_ref.video import VideoFolder
+    if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
+    within(2, MANY, length=length)
+    cfg = train_config(WORLD_RECIPE, **kwargs)
+    train_teacher(out, VideoFolder(data, 'train'), tokenizer, load_tokenizer(tokenizer), cfg,
+                  DITS[preset], length, init=init, held_out=VideoFolder(data, 'test'),
+                  resume=resume)
     print(f'done -> {out/"final"}')
 
 @command()
@@ -128,3 +156,106 @@ def cmd_distill_consistency(
     sampling = choose_sampling(out/'final', videos, clips=clips)
     print(json.dumps(sampling))
     print(f'-> nfd-ref play {out/"final"}')
+
+@command()
+def cmd_distill_trajectories(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # folder for them; one that was begun goes on
+    teacher:Annotated[Path, Wanted]=None,   # folder of a world from nfd-ref train teacher
+    count:int=1000,                         # clips
+    steps:int=48,                           # of the teacher's solver, a multiple of --calls
+    calls:int=4,                            # of the student that shall learn from them
+    given:int=4,                            # real frames that a clip begins with
+    length:int=16,                          # frames of a clip
+    batch:int=8,                            # clips at a time
+    seed:int=0,                             # of clips and noise
+    latents:Path=None,                      # encoded video: where it is (OUT/latents)
+):
+    """Walk the teacher from noise to video, for nfd-ref distill ode."""
+    from nfd_ref.trajectories import Calls, make_trajectories
+    from nfd_ref.video import VideoFolder
+    within(1, MANY, count=count, steps=steps, calls=calls, given=given, length=length, batch=batch)
+    within(0, SEEDS, seed=seed)
+    make_trajectories(out, teacher, VideoFolder(data, 'train'), count, Calls(calls, given=given),
+                      length, steps, batch, seed, latents)
+    print(f'{count} trajectories -> {out}')
+
+@command()
+@delegates(train_config)
+def cmd_distill_ode(
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    teacher:Annotated[Path, Wanted]=None,   # folder of a world from nfd-ref train teacher
+    trajectories:Annotated[Path, Wanted]=None,  # folder from nfd-ref distill trajectories
+    chunk:int=1,                            # frames that the student makes at a time
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """A causal student that learns where the teacher's paths end: a start for distribution.
+    Recipe: 800 steps of 8 clips, learning rate 0.0001, a checkpoint every 200."""
+    from nfd_ref.trajectories import ODE_RECIPE, distill_ode
+    within(1, MANY, chunk=chunk)
+    distill_ode(out, teacher, trajectories, train_config(ODE_RECIPE, **kwargs), chunk,
+                resume=resume)
+    print(f'-> nfd-ref play {out/"final"}')
+
+@command()
+@delegates(train_config)
+def cmd_distill_distribution(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    teacher:Annotated[Path, Wanted]=None,   # folder of a world, best from nfd-ref train teacher
+    start:Path=None,                        # folder of the world the student begins as (teacher)
+    context:str='real',                     # what it looks back at: real or rollout (its own)
+    ratio:int=5,                            # updates of the critic for one of the student
+    calls:int=4,                            # of the student, for a frame or a chunk
+    given:int=4,                            # real frames that a clip begins with
+    chunk:int=1,                            # frames made at a time, where there is no --start
+    length:int=16,                          # frames of a training clip
+    latents:Path=None,                      # encoded video: where it is (OUT/latents)
+    idm:Path=None,                          # judge that chooses the checkpoint (none: the last)
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """Distribution matching: CausVid; with --context rollout Self-Forcing.
+    Recipe: 1200 steps of 32 clips in 4 passes, learning rate 0.00005, a checkpoint every 120."""
+    from nfd_ref.distribution_matching import (
+        MATCHING_RECIPE, MatchingConfig, distill_distribution)
+    from nfd_ref.trajectories import Calls
+    from nfd_ref.video import VideoFolder
+    within(1, MANY, ratio=ratio, calls=calls, given=given, chunk=chunk, length=length)
+    cfg = train_config(MATCHING_RECIPE, **kwargs)
+    method = MatchingConfig(calls=Calls(calls, given=given), context=context, ratio=ratio)
+    videos = VideoFolder(data, 'train')
+    watch = None
+    if idm:
+        from nfd_ref.arms import Watch
+        from nfd_ref.streaming import tokenizer_of
+        watch = Watch(out, videos, idm, tokenizer_of(teacher), method.calls.sampling)
+    distill_distribution(out, teacher, videos, cfg, method, start, chunk, length, latents,
+                         resume=resume, on_save=watch)
+    if watch: print(f'step {watch.keep_best(out/"final")} is kept')
+    print(f'-> nfd-ref play {out/"final"}')
+
+@command('runs')
+def cmd_distill_compare(
+    runs:Path,                              # folder with a run in each of its folders
+    out:Annotated[Path, Wanted]=None,       # .json; rows of the same weights in it are kept
+    world:Path=WORLD,                       # causal world they are compared with
+    student:Path=STUDENT,                   # consistency student, the same
+    data:Path=VIDEO,                        # video: its test episodes judge
+    branches:Path=BRANCHES,                 # from nfd-ref branches, of the same episodes
+    idm:Path=JUDGE,                         # from nfd-ref train idm
+    clips:int=64,                           # held-out clips
+    long:int=300,                           # frames of a long walk
+    speed:bool=False,                       # time the streams too: when nothing else runs
+):
+    """Measure teacher and students beside the world and the consistency student.
+    The arms are what lies in the folder; a record that is there is gone on with."""
+    from nfd_ref.arms import ArmsProtocol, compare_arms
+    within(2, MANY, clips=clips)
+    within(100, MANY, long=long)
+    record = compare_arms(out, runs, world, student, data, branches, idm,
+                          ArmsProtocol(clips=clips, long=long), speed)
+    for name, row in record.rows.items():
+        print(f'{name:28} F1 {row["f1"]:.3f}  texture {row["texture"]:.3f}')
+    print(f'-> {out}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONSISTENCY_RECIPE', 'tangent', 'quotient', 'normalised', 'turns_slowly', 'slow_time', 'Head', 'hinge', 'Draws',
-           'ConsistencyConfig', 'Distiller', 'detached', 'open_teacher', 'distill_consistency']
+           'ConsistencyConfig', 'Distiller', 'detached', 'open_teacher', 'keep_student', 'distill_consistency']
 
 # %% ../nbs/09_consistency.ipynb #5a0d692e
 import math
@@ -337,24 +337,27 @@ CONSISTENCY_RECIPE = TrainConfig(
     steps=800, batch=4, lr=1e-4, warmup=50, weight_decay=0., ema=.99, save_every=100, bf16=True)
 
 # %% ../nbs/09_consistency.ipynb #940139ac
-def _keep_student(folder, student, teacher, info, cfg, about):
-    "A playable folder: the student, the tokenizer of its teacher (whose `WorldInfo` is `info`)."
-    method = about['method']
-    sampling = dict(
-        steps=method['play_steps'],
-        sampler='consistency',
-        context_noise=info.sampling.get('context_noise', .1))
+def keep_student(
+    folder,             # that becomes playable
+    student,            # `DiT`
+    home,               # folder of its teacher, whose tokenizer it needs
+    info,               # the teacher's `WorldInfo`
+    cfg,                # `TrainConfig`
+    sampling,           # arguments of `World`
+    **about             # more fields of `WorldInfo`
+):
+    "A playable folder: the student, its history, the tokenizer of its teacher."
     save_model(folder, student, WorldInfo(
-        shape=method['shape'],
+        shape=asdict(student.cfg),
         train=asdict(cfg),
         before=info.history(),
         action_space=info.action_space,
         fps=info.fps,
         size=info.size,
-        sampling=sampling,
+        sampling=dict(sampler='consistency') | sampling,
         **about,
         **provenance()))
-    for file in tokenizer_of(teacher).glob('tokenizer*'): shutil.copy(file, folder/file.name)
+    for file in tokenizer_of(home).glob('tokenizer*'): shutil.copy(file, folder/file.name)
 
 # %% ../nbs/09_consistency.ipynb #ce209e8d
 def distill_consistency(
@@ -396,6 +399,8 @@ def distill_consistency(
 
     student = fit(out, distiller, loss, batches, cfg, run, resume=True, **kwargs).student
 
-    _keep_student(out/'final', student, teacher, info, cfg, about)
+    noise = info.sampling.get('context_noise', .1)
+    sampling = dict(steps=method.play_steps, context_noise=noise)
+    keep_student(out/'final', student, teacher, info, cfg, sampling, **about)
     shutil.copy(out/'log.jsonl', out/'final'/'world_log.jsonl')
     return student

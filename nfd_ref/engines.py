@@ -65,7 +65,7 @@ def remember(self:Recompute,
     "Take finished frames into the past. Levels and actions are on the CPU, here and below."
     frames = (x, t, a)
     if self.past is not None: frames = [torch.cat(z, 1) for z in zip(self.past, frames)]
-    self.past = [z[:, max(0, z.shape[1] - self.reach + 1):] for z in frames]
+    self.past = [z[:, max(0, z.shape[1] - self.reach + self.model.cfg.chunk):] for z in frames]
     self.taken += x.shape[1]
 
 @patch
@@ -78,7 +78,7 @@ def velocity(self:Recompute,
     x, t, a         # the frame to come, noisy [1, 1, c, h, w]; its level [1, 1], action [1, 1, k]
 ):                  # velocity [1, 1, c, h, w]
     "Which way the frame to come moves, given what came before. Nothing is remembered."
-    return self.fast(*self.window(x, t, a))[:, -1:]
+    return self.fast(*self.window(x, t, a))[:, -x.shape[1]:]
 
 @patch
 def make_frame(self:Recompute,
@@ -87,6 +87,17 @@ def make_frame(self:Recompute,
     *fresh          # more noises, for samplers that want them
 ):                  # latents [1, f, c, h, w]
     "Whole frames: one, from `rolling` up several at once. None is remembered: a second call."
+    def velocity(x, t): return self.velocity(x, torch.full(x.shape[:2], t), a)
+    return sample(velocity, x, *fresh)
+
+# %% ../nbs/06b_engines.ipynb #6b97149a
+@patch
+def make_frame(self:Recompute,
+    sample,         # (velocity, x, *fresh) -> x, where velocity is (x, level) -> v
+    x, a,           # noise [1, 1, c, h, w], the action that leads to the frame [1, 1, k]
+    *fresh          # more noises, for samplers that want them
+):                  # latents [1, 1, c, h, w]
+    "A whole frame, or chunk of frames. It is not remembered: that is a second call."
     def velocity(x, t): return self.velocity(x, torch.full(x.shape[:2], t), a)
     return sample(velocity, x, *fresh)
 
@@ -106,9 +117,9 @@ class Rebuild(Recompute):
             return self.fast(x, t.to(self.device), a.to(self.device), self.cache)
         cache = self.model.new_cache()
         window = self.window(x, t, a)
-        v = self.fast(*window, cache, write=window[0].shape[1] - 1)
+        v = self.fast(*window, cache, write=window[0].shape[1] - x.shape[1])
         self.cache = cache
-        return v[:, -1:]
+        return v[:, -x.shape[1]:]
 
 # %% ../nbs/06b_engines.ipynb #8d48f9da
 class Rolling(Recompute):
@@ -210,8 +221,8 @@ class Ring(Rolling):
     holds = ('taken', 'pending')
 
     def __init__(self, model, dtype=None, ahead=0):
-        if type(model) is not DiT:
-            raise ValueError(f'a ring serves the plain DiT, not {type(model).__name__}; '
+        if type(model) is not DiT or model.cfg.chunk > 1:
+            raise ValueError('a ring serves the plain DiT, one frame at a time; '
                              'take engine "rolling"')
         super().__init__(model, dtype, ahead)
         self.like = self.fast.patch_in.weight       # precision and device of what passes take
@@ -408,7 +419,7 @@ def start_engine(
     ahead=0             # frames that can be undone
 ):                      # an engine
     """An engine for this model on its device. The fastest is `graph` on CUDA, `native` on an x86
-    CPU with a compiler, else `static`; for a `DiT` with other actions it is `rolling`."""
+    CPU with a compiler, else `static`; for a `DiT` with other actions or chunks it is `rolling`."""
     if name is None and 'AVX' in torch.backends.cpu.get_cpu_capability():
         try:
             return Native(model, dtype, ahead)
@@ -418,7 +429,7 @@ def start_engine(
             warnings.warn(f'{e}; this world takes engine "static", at a third of the speed')
     if name is None:
         name = 'graph' if model.patch_in.weight.is_cuda else 'static'
-        if type(model) is not DiT: name = 'rolling'
+        if type(model) is not DiT or model.cfg.chunk > 1: name = 'rolling'
     if name not in ENGINES: raise ValueError(f'no engine "{name}"; there are {", ".join(ENGINES)}')
     return ENGINES[name](model, dtype, ahead)
 

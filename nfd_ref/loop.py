@@ -42,6 +42,7 @@ class TrainConfig:
     "How long and how fast. A run is decided by its config, its data and nothing else."
     steps: int = 2000
     batch: int = 16             # clips (or frames, for the tokenizer) a step, over all processes
+    accumulate: int = 1         # passes in which a process goes over its share of them
     lr: float = 1e-3            # learning rate; parameter groups have a factor on it
     warmup: int = 100           # steps of linear warm-up
     cooldown: float = .3        # share of the steps, at the end, in which the rate falls to zero
@@ -57,7 +58,7 @@ class TrainConfig:
 
     def __post_init__(self):
         self.betas = tuple(self.betas)
-        for name in ('steps', 'batch', 'save_every', 'log_every'):
+        for name in ('steps', 'batch', 'accumulate', 'save_every', 'log_every'):
             value = getattr(self, name)
             if value < 1: raise ValueError(f'{name} is {value}: at least 1 is needed')
         if not 0 < self.lr < math.inf: raise ValueError(f'lr is {self.lr}: a number above 0')
@@ -245,8 +246,9 @@ class Run:
             cpu=not torch.cuda.is_available(),
             kwargs_handlers=[wrapping])
         processes = self.accelerator.num_processes
-        if cfg.batch % processes:
-            raise ValueError(f'a batch of {cfg.batch} cannot be split over {processes} processes')
+        if cfg.batch % (processes * cfg.accumulate):
+            raise ValueError(f'a batch of {cfg.batch} cannot be split over {processes} processes '
+                             f'with {cfg.accumulate} passes each')
         share = cfg.batch // processes
         begin = self.accelerator.process_index * share
 
@@ -254,7 +256,8 @@ class Run:
         self.cfg = cfg
         self.learners = learners
         self.main = self.accelerator.is_main_process    # the one that writes
-        self.part = slice(begin, begin + share)         # of the batch, for this process
+        size = share // cfg.accumulate
+        self.parts = [slice(i, i + size) for i in range(begin, begin + share, size)]
         self.step = 0                                   # steps done
         self.bare = model.to(self.accelerator.device)
         self.ema = {k: v.detach().clone().float() for k, v in model.state_dict().items()}
@@ -287,19 +290,23 @@ def advance(self:Run, loss_fn, batches):    # what can be logged: {name: number,
     "One step: loss, gradient, weights, average."
     lr = self.cfg.lr * lr_scale(self.step, self.cfg)
     for group in self.optimizer.param_groups: group['lr'] = lr * group['factor']
-    numbers = generator(self.cfg.seed, self.step, FOR_LOSS)
+    batch = batches(self.step)
     device = self.accelerator.device
 
     self.seed_layers()
-    loss, logs = loss_fn(self.model, batches(self.step), numbers, self.part, device)
     self.optimizer.zero_grad()
-    self.accelerator.backward(loss)
+    losses = []
+    for part in self.parts:
+        numbers = generator(self.cfg.seed, self.step, FOR_LOSS)     # the same for every part
+        loss, logs = loss_fn(self.model, batch, numbers, part, device)
+        self.accelerator.backward(loss / len(self.parts))
+        losses.append(loss.detach())
     self.drop_gradients()
     norm = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip)
     self.optimizer.step()
 
     self.step += 1
-    self.loss = loss.detach()
+    self.loss = torch.stack(losses).mean()
     ema_update(self.ema, self.bare, self.step, self.cfg.ema)
     return dict(loss=self.loss, grad_norm=norm, lr=lr) | logs
 

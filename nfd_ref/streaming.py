@@ -58,6 +58,9 @@ class World:
         ahead=0                 # frames that `engine.rewind` can undo
     ):
         device = _device(device, engine)
+        if 1 < model.cfg.chunk == model.cfg.window:
+            raise ValueError(f'this world sees all {model.cfg.window} frames of a clip at once, '
+                             'those to come too: it can teach, not be played')
         if sampler not in SAMPLERS:
             raise ValueError(f'no sampler "{sampler}"; there are {", ".join(SAMPLERS)}')
         if not 0 <= context_noise < 1:
@@ -80,6 +83,9 @@ class World:
 
     @property
     def steps(self): return len(self.grid) - 1    # network calls a frame
+
+    @property
+    def chunk(self): return self.model.cfg.chunk    # frames that are made at a time
 
 # %% ../nbs/06_streaming.ipynb #5a3d0002
 def _device(device, engine):
@@ -178,6 +184,8 @@ def _check_frame(self:World, frame):
 def _action(self:World, action):
     "A checked action as the engine takes it, [1, 1, k], once there is a past."
     if not self.ready: raise RuntimeError('reset(clip) first')
+    if self.chunk > 1:
+        raise ValueError(f'this world makes {self.chunk} frames at a time: `step_chunk`')
     return torch.from_numpy(self.action(action))[None, None]
 
 # %% ../nbs/06_streaming.ipynb #47e12197
@@ -191,7 +199,9 @@ def reset(self:World,
     if clip.space.sizes != self.space.sizes:
         raise ValueError(f'the clip has actions of "{clip.space.name}" {clip.space.sizes}, '
                          f'this world of "{self.space.name}" {self.space.sizes}')
-    clip = clip[-self.model.cfg.window:]
+    whole = min(len(clip), self.model.cfg.window) // self.chunk * self.chunk
+    if not whole: raise ValueError(f'reset needs a clip of at least {self.chunk} frames')
+    clip = clip[-whole:]
     self._check_frame(clip.frames[0])
 
     if seed is not None: self.seed = seed
@@ -219,11 +229,18 @@ def make_frame(self:World,
     action              # choice number, name, {field: name} or int [k]
 ):                      # latents [1, 1, c, h, w]
     "The next frame, not yet remembered: it can still be refused, or made with another action."
-    a = self._action(action)
-    i = self.engine.next
-    fresh = [self.noise(i, FRESH_NOISE + j) for j in range(self.fresh)]
+    return self._make(self._action(action))
+
+@patch
+def _make(self:World,
+    actions             # one for each frame of a chunk [1, chunk, k]
+):                      # latents [1, chunk, c, h, w]
+    def noise(kind):
+        first = self.engine.next
+        return torch.cat([self.noise(first + i, kind) for i in range(self.chunk)], 1)
+    fresh = [noise(FRESH_NOISE + j) for j in range(self.fresh)]
     with torch.inference_mode():
-        return self.engine.make_frame(self.sample, self.noise(i, START_NOISE), a, *fresh)
+        return self.engine.make_frame(self.sample, noise(START_NOISE), actions, *fresh)
 
 @patch
 def remember(self:World,
@@ -254,6 +271,20 @@ def step(self:World,
 ):                      # uint8 [h, w, 3]
     "The next frame, given what the player does."
     return self.decode(self.step_latent(action))
+
+# %% ../nbs/06_streaming.ipynb #ca060002
+@patch
+def step_chunk(self:World,
+    actions             # one for each frame of the chunk, each as in `step`
+):                      # uint8 [chunk, h, w, 3]
+    "The next frames of a world that makes several at a time."
+    if not self.ready: raise RuntimeError('reset(clip) first')
+    if len(actions) != self.chunk:
+        raise ValueError(f'{len(actions)} actions, but this world makes {self.chunk} frames')
+    a = torch.from_numpy(np.stack([self.action(action) for action in actions]))[None]
+    latents = self._make(a)
+    with torch.inference_mode(): self._remember(latents, a)
+    return np.stack([self.decode(one) for one in latents.split(1, 1)])
 
 # %% ../nbs/06_streaming.ipynb #ad4feefc
 @patch
@@ -292,4 +323,11 @@ def rollout(
 ):                      # uint8 [f - context, h, w, 3]
     "What the world makes of a clip's actions."
     world.reset(clip[:context], seed)
-    return np.stack([world.step(action) for action in clip.actions[context:]])
+    actions = clip.actions[context:]
+    chunk = getattr(world, 'chunk', 1)
+    if chunk == 1: return np.stack([world.step(action) for action in actions])
+
+    short = -len(actions) % chunk           # the last chunk may be wanted in part only
+    whole = np.concatenate([actions, actions[-1:].repeat(short, 0)])
+    made = [world.step_chunk(some) for some in whole.reshape(-1, chunk, whole.shape[1])]
+    return np.concatenate(made)[:len(actions)]

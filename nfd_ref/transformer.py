@@ -28,6 +28,7 @@ class DiTConfig:
     grid: tuple = (6, 10)           # latent grid (h, w)
     patch: int = 2                  # latents folded into a token, each way
     window: int = 16                # frames a token sees, its own included
+    chunk: int = 1                  # frames that see each other: 1 causal, the window bidirectional
     actions: tuple = (9,)           # choices of each action field
     qk_norm: bool = False           # RMSNorm on queries and keys
 
@@ -43,6 +44,9 @@ class DiTConfig:
                              f'patches of {self.patch}')
         if self.window < 1:
             raise ValueError(f'a window of {self.window} frames: a frame must at least see itself')
+        if self.chunk < 1 or self.window % self.chunk:
+            raise ValueError(f'a window of {self.window} frames does not hold whole chunks '
+                             f'of {self.chunk}')
 
     @property
     def tokens(self):
@@ -171,7 +175,7 @@ class DiT(nn.Module):
 
     def block_kwargs(self, a): return {}
 
-    def new_cache(self): return KVCache(self.cfg.window - 1)
+    def new_cache(self): return KVCache(self.cfg.window - self.cfg.chunk)
 
 # %% ../nbs/03_transformer.ipynb #073cd311
 @patch
@@ -277,13 +281,13 @@ def mask(self:DiT,
     device
 ):                      # bool [f*n, (past+f)*n] or None
     """The block-causal mask within the window. None where everything may be seen:
-    one frame behind a cache that is no longer than the window."""
-    if f == 1: return None
+    one chunk behind a cache that is no longer than the window."""
+    if f <= self.cfg.chunk and past % self.cfg.chunk == 0: return None
     key = (f, past, device)
     if key not in self._masks:
         n = self.cfg.tokens + self.extra
         with torch.inference_mode(False):
-            band = block_causal_mask(f, n, window=self.cfg.window, past=past)
+            band = block_causal_mask(f, n, self.cfg.chunk, self.cfg.window, past)
             self._masks[key] = band.to(device)
     return self._masks[key]
 

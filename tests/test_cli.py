@@ -20,9 +20,11 @@ import pytest
 import torch
 from nfd_ref import cli, evaluation
 from nfd_ref.consistency import CONSISTENCY_RECIPE
+from nfd_ref.distribution_matching import MATCHING_RECIPE
 from nfd_ref.judge import IDM_RECIPE, IDMConfig, InverseDynamics
 from nfd_ref.storage import JudgeInfo, load_model, read_record, save_model, write_json
 from nfd_ref.training import TOKENIZER_RECIPE, WORLD_RECIPE
+from nfd_ref.trajectories import ODE_RECIPE
 from nfd_ref.video import (
     ActionSpace, VideoFolder, import_clips, read_frames, save_episode, video_info)
 
@@ -34,8 +36,9 @@ BRANCHES = ROOT/'data'/'branches'
 JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
-    'play', 'record', 'branches', 'walks', 'train tokenizer', 'train world', 'train idm',
-    'distill consistency', 'release', 'evaluate', 'bench', 'build', 'lab')
+    'play', 'translate', 'record', 'branches', 'walks', 'train tokenizer', 'train world',
+    'train teacher', 'train idm', 'distill consistency', 'distill trajectories', 'distill ode',
+    'distill distribution', 'distill compare', 'release', 'evaluate', 'bench', 'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
 
@@ -78,7 +81,7 @@ def help_of(*words):
 def test_help_lists_every_command():
     shown = subprocess.run([COMMAND, '--help'], capture_output=True, text=True)
     assert shown.returncode == 0
-    for words in WORDS: assert re.search(rf'^    {words.split()[0]} ', shown.stdout, re.M)
+    for words in WORDS: assert re.search(rf'^    {words.split()[0]}\b', shown.stdout, re.M)
     assert {' '.join(words) for words in cli.COMMANDS} == set(WORDS)
 
 def test_without_a_command_it_is_the_help(capsys):
@@ -107,7 +110,10 @@ def test_help_names_defaults_as_one_would_type_them():
     ('train tokenizer', TOKENIZER_RECIPE),
     ('train world', WORLD_RECIPE),
     ('train idm', IDM_RECIPE),
-    ('distill consistency', CONSISTENCY_RECIPE)])
+    ('distill consistency', CONSISTENCY_RECIPE),
+    ('train teacher', WORLD_RECIPE),
+    ('distill ode', ODE_RECIPE),
+    ('distill distribution', MATCHING_RECIPE)])
 def test_help_of_a_training_has_the_numbers_of_its_recipe(words, recipe):
     shown = help_of(*words.split())
     for text in (

@@ -45,6 +45,10 @@ ROOMS = {
     'pacing': ['speculation'],
     'gains': ['pacing', 'trials'],
     'consistency': ['streaming', 'training'],
+    'trajectories': ['consistency'],
+    'distribution_matching': ['trajectories'],
+    'arms': ['trajectories', 'trials', 'stuck'],
+    'translation': ['streaming'],
     'play': ['streaming', 'vpt'],
     'session': ['play'],
     'terminal': [],
@@ -155,7 +159,8 @@ def test_small_enough_to_clone():
     assert max(sizes) < 15e6
 
 def test_to_play_needs_no_widgets_and_no_gymnasium():
-    rooms = sorted(below('growth') | below('training') | {'growth', 'training', 'doom', 'vpt'})
+    rooms = sorted(below('growth') | below('training') | {
+        'growth', 'training', 'doom', 'vpt', 'play', 'session', 'terminal'})
     imports = ', '.join(f'nfd_ref.{r}' for r in rooms)
     heavy = {'ipywidgets', 'anywidget', 'gymnasium', 'vizdoom', 'matplotlib'}
     code = f'import sys, {imports}\nassert not {heavy!r} & set(sys.modules), sorted(sys.modules)'
