@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO
-from nfd_ref.command import chosen, command, engine_kwargs, within
+from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
 
@@ -30,13 +30,12 @@ def cmd_play(
     It starts after a held-out clip and streams frames under a trace of actions or your keys."""
     import numpy as np
     from nfd_ref.play import parse_actions, play, play_keys, stroll
-    from nfd_ref.streaming import World
     from nfd_ref.video import VideoFolder, write_video
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
-    game = World.load(world, **settings)
+    game = world_class(world).load(world, **settings)
     videos = VideoFolder(data, 'test')
     if data == VIDEO and clip is None and start is None: clip, start = VIEW
     clip = clip or 0
@@ -69,8 +68,9 @@ def about_world(world):
     engine = world.engine.name if precision == 'float32' else f'{world.engine.name}, {precision}'
     machine = f'CPU, {torch.get_num_threads()} threads'
     if world.device.type == 'cuda': machine = torch.cuda.get_device_name(world.device)
-    return (f'{width}x{height} pixels, {world.steps} {world.sampler} steps, '
-            f'engine {engine}, {machine}')
+    passes = f'{world.steps} {world.sampler} steps'
+    if world.context_noise is None: passes = f'{world.steps} passes, {world.sampler}'
+    return f'{width}x{height} pixels, {passes}, engine {engine}, {machine}'
 
 @command()
 def cmd_lab():

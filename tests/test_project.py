@@ -42,6 +42,11 @@ ROOMS = {
     'speed': ['streaming'],
     'growth': ['speed'],
     'consistency': ['streaming', 'training'],
+    'codes': ['training', 'measures'],
+    'autoregression': ['codes'],
+    'token_world': ['autoregression', 'release'],
+    'rivals': ['token_world', 'evaluation'],
+    'comparison': ['rivals'],
     'play': ['streaming']}
 LINES = 450     # a module that is longer holds two ideas
 
@@ -139,7 +144,8 @@ def test_small_enough_to_clone():
     assert max(sizes) < 15e6
 
 def test_nothing_below_play_needs_widgets_or_gymnasium():
-    above = ('play', 'measures', 'stuck', 'trials', 'evaluation', 'release', 'consistency', 'judge')
+    above = ('play', 'measures', 'stuck', 'trials', 'evaluation', 'release', 'consistency', 'judge',
+             'codes', 'autoregression', 'token_world', 'rivals', 'comparison')
     rooms = [r for r in ROOMS if r not in above]
     imports = ', '.join(f'nfd_ref.{r}' for r in rooms)
     heavy = {'ipywidgets', 'anywidget', 'gymnasium', 'vizdoom', 'matplotlib'}
