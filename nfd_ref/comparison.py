@@ -245,15 +245,16 @@ def compare(
 
     tok, _ = load_model(m.tokenizer, TokenizerInfo, Tokenizer, TokenizerConfig)
     rows = arm_rows(m)
-    missing = [row for row in rows if row.label not in done.rows]
+    missing = [(i, row) for i, row in enumerate(rows, 1) if row.label not in done.rows]
     if missing:
         train = VideoFolder(m.test.folder, 'train')
         normal = normal_range([train.clip(e).frames for e in range(len(train))])
-    for row in missing:
+    for i, row in missing:
         found, films = measure_row(m, row, tok, normal, branches, idm)
-        done.rows[row.label] = found
         (m.out/'films').mkdir(exist_ok=True)
-        np.savez_compressed(m.out/'films'/f'{len(done.rows)}.npz', **films)
+        np.savez_compressed(m.out/'films'/f'{i}.npz', **films)
+        done.rows[row.label] = found
+        done.rows = {r.label: done.rows[r.label] for r in rows if r.label in done.rows}
         write_record(record, done)
 
     film = record.with_suffix('.mp4')
