@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOTTLENECKS', 'MOST_CODES', 'COMMITMENT', 'CODES_RECIPE', 'CodesConfig', 'FSQ', 'Codebook', 'CodeTokenizer',
-           'k_means_codes', 'code_use', 'codes_loss', 'with_trunk', 'train_codes', 'load_codes', 'CodesAsLatents',
+           'with_trunk', 'k_means_codes', 'code_use', 'codes_loss', 'train_codes', 'load_codes', 'CodesAsLatents',
            'codes_quality']
 
 # %% ../nbs/12b_codes.ipynb #c0de0011
@@ -25,6 +25,9 @@ from .tokenizer import Tokenizer, TokenizerConfig, psnr, to_unit
 from .training import load_frames
 
 # %% ../nbs/12b_codes.ipynb #c0de0012
+BOTTLENECKS = {}        # {name: class}, those below
+MOST_CODES = 2048       # whole numbers up to here are exact in float16, in which codes are kept
+
 @dataclass
 class CodesConfig(TokenizerConfig):
     "The shape of a tokenizer of codes: the trunk of the KL tokenizer, a bottleneck in its middle."
@@ -85,6 +88,8 @@ class FSQ(nn.Module):
     def learn(self, z, codes, numbers):
         "Nothing: its levels are fixed."
 
+BOTTLENECKS['fsq'] = FSQ
+
 # %% ../nbs/12b_codes.ipynb #c0de0014
 class Codebook(nn.Module):
     """Vector quantisation (van den Oord et al. 2017): a latent becomes the nearest of a list of
@@ -135,8 +140,7 @@ class Codebook(nn.Module):
         self.total[dead] = z[chosen][dead]
         self.book.copy_(self.total / self.count[:, None])
 
-BOTTLENECKS = dict(fsq=FSQ, ema=Codebook)
-MOST_CODES = 2048       # whole numbers up to here are exact in float16, in which codes are kept
+BOTTLENECKS['ema'] = Codebook
 
 # %% ../nbs/12b_codes.ipynb #c0de0015
 class CodeTokenizer(Tokenizer):
@@ -179,6 +183,17 @@ class CodeTokenizer(Tokenizer):
     ):                  # uint8 [..., H, W, 3]
         "Frames of whole numbers."
         return self.decode(self.bottleneck.vectors(codes).movedim(-1, -3))
+
+# %% ../nbs/12b_codes.ipynb #c0de001c
+def with_trunk(
+    shape,              # `CodesConfig`; the trunk's part of it is taken from the folder
+    trunk               # folder of a KL tokenizer
+):                      # a `CodeTokenizer` that begins with its weights; their fingerprint
+    "A tokenizer of codes whose trunk has learned already."
+    base, _ = load_model(trunk, TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = CodeTokenizer(replace(shape, **asdict(base.cfg)))
+    tok.load_state_dict(tok.state_dict() | base.state_dict())
+    return tok, fingerprint(Path(trunk)/'tokenizer.safetensors')
 
 # %% ../nbs/12b_codes.ipynb #c0de001b
 @torch.no_grad()
@@ -226,16 +241,6 @@ def codes_loss(model, batch, numbers, part, device):    # loss, dict to log
 
 # %% ../nbs/12b_codes.ipynb #c0de0017
 CODES_RECIPE = TrainConfig(steps=800, batch=32, lr=1e-3, weight_decay=0., ema=.995, save_every=200)
-
-def with_trunk(
-    shape,              # `CodesConfig`; the trunk's part of it is taken from the folder
-    trunk               # folder of a KL tokenizer
-):                      # a `CodeTokenizer` that begins with its weights; their fingerprint
-    "A tokenizer of codes whose trunk has learned already."
-    base, _ = load_model(trunk, TokenizerInfo, Tokenizer, TokenizerConfig)
-    tok = CodeTokenizer(replace(shape, **asdict(base.cfg)))
-    tok.load_state_dict(tok.state_dict() | base.state_dict())
-    return tok, fingerprint(Path(trunk)/'tokenizer.safetensors')
 
 def train_codes(
     out,                # the run's folder
