@@ -1,10 +1,10 @@
-"""Commands that measure: `evaluate`, `bench`. Written by hand (see `command`)."""
+"""Commands that measure: `evaluate`, `bench`, `compare`. Written by hand (see `command`)."""
 
 from pathlib import Path
 from typing import Annotated
 
-from nfd_ref.command import BRANCHES, JUDGE, MANY, SEEDS, VIDEO, WALKS, WORLD, Wanted
-from nfd_ref.command import chosen, command, engine_kwargs, within
+from nfd_ref.command import BRANCHES, JUDGE, MANY, SEEDS, STUDENT, VIDEO, WALKS, WORLD, Wanted
+from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 @command('world')
 def cmd_evaluate(
@@ -34,7 +34,7 @@ def cmd_evaluate(
         idm = idm or JUDGE
         walks = walks or WALKS
     report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
-                      walks=walks, **engine_kwargs(engine))
+                      walks=walks, world_class=world_class(world), **engine_kwargs(engine))
 
     words = 'nfd-ref evaluate'
     if world != WORLD: words += f' {world}'
@@ -126,3 +126,28 @@ def bench_drafts(load, name, out, judged):
         episodes[split] = [videos.clip(e).actions[1:] for e in range(len(videos))]
     exam = exam_of(VIDEO, JUDGE) if judged else None
     bench_speculation(Bench(load, episodes, exam), name, out)
+
+@command('out')
+def cmd_compare(
+    out:Path,                       # folder for all of it; out/comparison.json is the record
+    recipe:str='cpu',               # cpu (hours), cuda (a GPU) or tiny (minutes, to see it work)
+    data:Path=VIDEO,                # recording whose training episodes both arms learn from
+    test:Path=VIDEO,                # video folder: its test episodes judge
+    branches:Path=BRANCHES,         # from nfd-ref branches, of the same episodes
+    idm:Path=JUDGE,                 # from nfd-ref train idm
+    tokenizer:Path=WORLD,           # folder of the KL tokenizer
+):
+    """NFD against a token transformer, from nothing: train both, measure both.
+    The same clips, as many steps, parameters within 3 %; then NFD once more, for as long as the
+    tokens took. Goes on where it was stopped; what is in the record is not measured again."""
+    from nfd_ref.comparison import compare, comparison_table
+    from nfd_ref.rivals import PLANS, Materials
+    from nfd_ref.video import VideoFolder
+    if recipe not in PLANS: raise ValueError(f'no recipe "{recipe}"; there are {", ".join(PLANS)}')
+    shipped = {'NFD as shipped, 4': WORLD, 'NFD+ as shipped, 2': STUDENT}
+    materials = Materials(out, PLANS[recipe], VideoFolder(data, 'train'), VideoFolder(test, 'test'),
+                          tokenizer, shipped)
+    words = f'nfd-ref compare OUT --recipe {recipe}'
+    record = compare(materials, out/'comparison.json', branches, idm, words)
+    print(comparison_table(record))
+    print(f'-> {out/"comparison.json"}')

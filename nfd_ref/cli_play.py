@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO, WORLD, Wanted
-from nfd_ref.command import chosen, command, engine_kwargs, within
+from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
 
@@ -39,7 +39,6 @@ def cmd_play(
     from nfd_ref.play import parse_actions, play, stroll
     from nfd_ref.session import Session, Setting
     from nfd_ref.speculation import Speculator
-    from nfd_ref.streaming import World
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
     if replay: return play_again(replay, world, data, out, gif)
@@ -49,7 +48,7 @@ def cmd_play(
         if keys or browser: raise ValueError('--speculate goes with a trace, so far')
         game = Speculator.load(world, **settings, speculate=draft_size(speculate))
     else:
-        game = World.load(world, **settings)
+        game = world_class(world).load(world, **settings)
     place = start_place(data, clip, start, game.model.cfg.window)
     past = start_from(picture, game) if picture else place.clip()
     if 'dtype' in settings: settings['dtype'] = str(game.engine.dtype).removeprefix('torch.')
@@ -186,8 +185,9 @@ def about_world(world):
     engine = world.engine.name if precision == 'float32' else f'{world.engine.name}, {precision}'
     machine = f'CPU, {torch.get_num_threads()} threads'
     if world.device.type == 'cuda': machine = torch.cuda.get_device_name(world.device)
-    return (f'{width}x{height} pixels, {world.steps} {world.sampler} steps, '
-            f'engine {engine}, {machine}')
+    passes = f'{world.steps} {world.sampler} steps'
+    if world.context_noise is None: passes = f'{world.steps} passes, {world.sampler}'
+    return f'{width}x{height} pixels, {passes}, engine {engine}, {machine}'
 
 @command()
 def cmd_lab():

@@ -11,7 +11,7 @@ from pathlib import Path
 from fastcore.script import anno_parser
 
 __all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main', 'chosen', 'within', 'engine_kwargs',
-           'load_tokenizer']
+           'load_tokenizer', 'world_class']
 
 ROOT = Path(__file__).resolve().parent.parent   # defaults are shown from here
 
@@ -146,3 +146,11 @@ def load_tokenizer(folder):
     from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
     tok, _ = load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)
     return tok
+
+def world_class(folder):
+    "What loads a folder: a world of diffusion or, where there is a tokens.json, one of tokens."
+    if not (folder/'tokens.json').exists():
+        from nfd_ref.streaming import World
+        return World
+    from nfd_ref.token_world import TokenWorld
+    return TokenWorld

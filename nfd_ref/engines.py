@@ -90,17 +90,6 @@ def make_frame(self:Recompute,
     def velocity(x, t): return self.velocity(x, torch.full(x.shape[:2], t), a)
     return sample(velocity, x, *fresh)
 
-# %% ../nbs/06b_engines.ipynb #6b97149a
-@patch
-def make_frame(self:Recompute,
-    sample,         # (velocity, x, *fresh) -> x, where velocity is (x, level) -> v
-    x, a,           # noise [1, 1, c, h, w], the action that leads to the frame [1, 1, k]
-    *fresh          # more noises, for samplers that want them
-):                  # latents [1, 1, c, h, w]
-    "A whole frame, or chunk of frames. It is not remembered: that is a second call."
-    def velocity(x, t): return self.velocity(x, torch.full(x.shape[:2], t), a)
-    return sample(velocity, x, *fresh)
-
 # %% ../nbs/06b_engines.ipynb #9b54ac52
 class Rebuild(Recompute):
     "A frame's first velocity goes over the window and keeps keys and values for the others."

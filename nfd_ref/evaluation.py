@@ -23,7 +23,7 @@ from nfd_ref.measures import (
 from nfd_ref.storage import (
     JudgeInfo, Report, fingerprint, load_model, provenance, read_json, write_aside, write_json,
     write_record)
-from .streaming import World, rollout, tokenizer_of
+from .streaming import World, rollout
 from .stuck import Stuck, load_walks
 from .trials import Actions, Counterfactual, Drift, Memory, WrongAction
 from .video import VideoFolder, draw_clips
@@ -92,13 +92,14 @@ class Setting:
         i3d=None,           # TorchScript file the user has: adds FVD
         vgg=None,           # the same: adds LPIPS
         walks=None,         # folder, from `record_walks`: adds the stuck share
-        **kwargs            # for `World`: another engine or sampling than it would choose
+        world_class=World,  # what loads the folder: another kind of world has another
+        **kwargs            # for it: another engine or sampling than it would choose
     ):
         self.i3d = load_torchscript(i3d) if i3d else None
         self.vgg = load_torchscript(vgg) if vgg else None
         self.protocol = protocol
         self.seed = seed
-        self.world = World.load(folder, seed=seed, **kwargs)
+        self.world = world_class.load(folder, seed=seed, **kwargs)
         self.videos = VideoFolder(data, 'test')
         self.train = VideoFolder(data, 'train')
         self.data = self.videos.hash()
@@ -114,9 +115,7 @@ class Setting:
         if walks:
             longest = max(protocol.walk, protocol.long)
             self.walks = load_walks(walks, protocol.walks, longest, self.world.space)
-        self.weights = dict(
-            tokenizer=fingerprint(tokenizer_of(folder)/'tokenizer.safetensors'),
-            world=fingerprint(Path(folder)/'world.safetensors'))
+        self.weights = world_class.weights(folder)
         if idm: self.weights['idm'] = fingerprint(Path(idm)/'idm.safetensors')
 
     @property

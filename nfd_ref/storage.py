@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 __all__ = [
     'write_aside', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
     'write_record',
-    'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'WorldInfo', 'JudgeInfo', 'Report', 'BenchRecord',
-    'GrowthRecord', 'PlayRecord',
+    'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'CodesInfo', 'WorldInfo', 'TokensInfo',
+    'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord', 'ComparisonRecord',
+    'PlayRecord',
     'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
     'load_model', 'provenance']
 
@@ -212,6 +213,12 @@ class TokenizerInfo(ModelInfo):
     kind: str = 'tokenizer'
 
 @dataclass(kw_only=True)
+class CodesInfo(ModelInfo):
+    "codes.json: a tokenizer whose latents are whole numbers."
+    kind: str = 'codes'
+    init: str = None                # fingerprint of the tokenizer whose trunk it began with
+
+@dataclass(kw_only=True)
 class JudgeInfo(ModelInfo):
     "idm.json"
     kind: str = 'idm'
@@ -237,6 +244,26 @@ class WorldInfo(ModelInfo):
 
     def history(self):
         "The trainings up to and with this one, oldest first: `before` of a world that goes on."
+        this = {name: getattr(self, name) for name in ('train', 'data', 'commit', 'device')}
+        return (*self.before, this)
+
+@dataclass(kw_only=True)
+class TokensInfo(ModelInfo):
+    "tokens.json: a token transformer and how it is best played; codes.* lie beside it."
+    kind: str = 'tokens'
+    action_space: dict              # fields of `ActionSpace`
+    fps: float                      # frames per second it was trained at
+    size: tuple                     # (height, width) of a frame in pixels
+    length: int                     # frames of a training clip
+    order: str                      # in which a frame's codes were learned
+    codes: str                      # fingerprint of the weights of its tokenizer
+    init: str = None                # fingerprint of the weights its training began with
+    before: tuple = ()              # the trainings before this one, oldest first
+    sampling: dict = field(default_factory=dict)    # arguments of `TokenWorld` measured best
+    sampling_trial: tuple = None    # what was tried to find them
+
+    def history(self):
+        "The trainings up to and with this one, oldest first."
         this = {name: getattr(self, name) for name in ('train', 'data', 'commit', 'device')}
         return (*self.before, this)
 
@@ -297,6 +324,19 @@ class GrowthRecord:
     steps: tuple
     batch: tuple
     size: tuple
+
+@dataclass(kw_only=True)
+class ComparisonRecord:
+    "What `compare` writes: words against frames."
+    format: int = 1
+    kind: str = 'comparison'
+    card: dict                      # the protocol
+    plan: dict                      # fields of `Plan`
+    codes: dict                     # {bottleneck: what was measured}
+    held_out: dict                  # {arm: its loss at the end of the training}
+    rows: dict = field(default_factory=dict)        # {who plays: what was measured}
+    speed: dict = field(default_factory=dict)       # {who plays: {'cached', 'fastest'}}
+    library: dict = field(default_factory=dict)     # a GPT that others wrote, on the same codes
 
 # ---- weights
 

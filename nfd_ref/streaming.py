@@ -16,7 +16,8 @@ import torch
 from fastcore.basics import patch
 from .diffusion import SAMPLERS, add_noise, generator, time_grid
 from .engines import ENGINES, Compiled, start_engine
-from .storage import TokenizerInfo, WorldInfo, load_model, read_record
+from .storage import (
+    TokenizerInfo, WorldInfo, fingerprint, load_model, read_record)
 from .tokenizer import Tokenizer, TokenizerConfig
 from .transformer import DiT, DiTConfig
 from .video import ActionSpace
@@ -121,6 +122,12 @@ def tokenizer_of(folder):
     """Folder of a world's tokenizer: worlds can share one, world.json names its folder from its
     own."""
     return Path(folder)/read_record(Path(folder)/'world.json', WorldInfo).tokenizer
+
+@patch(cls_method=True)
+def weights(cls:World, folder):     # {part: 16 hex digits}
+    "Fingerprints of what a world's folder plays with, for a report."
+    return dict(tokenizer=fingerprint(tokenizer_of(folder)/'tokenizer.safetensors'),
+                world=fingerprint(Path(folder)/'world.safetensors'))
 
 @patch(cls_method=True)
 def load(cls:World,

@@ -101,6 +101,7 @@ class WrongAction(Metric):
 
     def measure(self, session):
         s = session.setting
+        if s.world.context_noise is None: return None       # a world without noise levels
         clips = list(draw_clips(s.videos, s.protocol.clips, self.length, s.seed + 2))
         return wrong_action_ratio(s.world, clips, seed=s.seed)
 
