@@ -5,19 +5,17 @@ import json
 import math
 import os
 import platform
-import re
-import shutil
 import subprocess
-from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from nfd_ref.files import lock, sweep, unlock, write_aside
 
 __all__ = [
     'write_aside', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
@@ -28,40 +26,7 @@ __all__ = [
     'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
     'load_model', 'provenance']
 
-# ---- whole files
-
-@contextmanager
-def write_aside(path):
-    """A temporary name beside `path`, renamed to it when the block ends well and removed when it
-    fails: never half a file (or folder)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        if tmp.is_dir(): shutil.rmtree(tmp)
-        else: tmp.unlink(missing_ok=True)
-
-def sweep(folder):
-    "Remove what `write_aside` had under way in a folder when its process was killed."
-    for half in Path(folder).glob('.*.part*'):
-        writer = re.search(r'\.(\d+)\.part', half.name)
-        if writer and is_running(int(writer[1])): continue
-        if half.is_dir(): shutil.rmtree(half)
-        else: half.unlink()
-
-def is_running(pid):
-    "Has the process of this number not ended? (Where that cannot be asked: no.)"
-    if os.name != 'posix': return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass                # someone else's
-    return True
+# ---- JSON
 
 def write_json(path, obj):
     "Write `obj` as indented JSON, whole or not at all."
@@ -75,37 +40,6 @@ def read_json(path):
         raise FileNotFoundError(f'{path}: no such file') from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{path}: not readable as JSON ({e})') from None
-
-# ---- one writer at a time
-
-_locked = {}            # {folder: file}, runs that this process writes
-
-def lock(out):          # the run's folder
-    """No other process may write this run until `unlock`, or until this one has ended.
-    (Without POSIX locks nothing is locked.)"""
-    folder = Path(out).resolve()
-    if not find_spec('fcntl') or folder in _locked: return
-    import fcntl
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder/'.lock'
-    file = open(path, 'w')
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise FileExistsError(f'{out}: another process is writing this run') from None
-    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-        file.close()        # its last owner has just removed it
-        lock(out)
-        return
-    _locked[folder] = file
-
-def unlock(out):
-    "Other processes may go on with this run."
-    file = _locked.pop(Path(out).resolve(), None)
-    if file is None: return
-    Path(file.name).unlink(missing_ok=True)
-    file.close()
 
 # ---- records: JSON files that several places read or write, each declared once
 

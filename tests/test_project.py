@@ -17,7 +17,8 @@ BIN = Path(sys.executable).parent
 
 # What each room stands on. It may import from these, and from what they stand on.
 ROOMS = {
-    'storage': [],
+    'files': [],
+    'storage': ['files'],
     'exercise': [],
     'attention': [],
     'diffusion': [],

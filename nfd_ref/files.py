@@ -1,0 +1,77 @@
+"""Files that are whole or not there, and folders that one process writes. Written by hand; the
+ground below `storage`."""
+
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ['write_aside', 'sweep', 'lock', 'unlock']
+
+# ---- whole files
+
+@contextmanager
+def write_aside(path):
+    """A temporary name beside `path`, renamed to it when the block ends well and removed when it
+    fails: never half a file (or folder)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        if tmp.is_dir(): shutil.rmtree(tmp)
+        else: tmp.unlink(missing_ok=True)
+
+def sweep(folder):
+    "Remove what `write_aside` had under way in a folder when its process was killed."
+    for half in Path(folder).glob('.*.part*'):
+        writer = re.search(r'\.(\d+)\.part', half.name)
+        if writer and is_running(int(writer[1])): continue
+        if half.is_dir(): shutil.rmtree(half)
+        else: half.unlink()
+
+def is_running(pid):
+    "Has the process of this number not ended? (Where that cannot be asked: no.)"
+    if os.name != 'posix': return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass                # someone else's
+    return True
+
+# ---- one writer at a time
+
+_locked = {}            # {folder: file}, runs that this process writes
+
+def lock(out):          # the run's folder
+    """No other process may write this run until `unlock`, or until this one has ended.
+    (Without POSIX locks nothing is locked.)"""
+    folder = Path(out).resolve()
+    if not find_spec('fcntl') or folder in _locked: return
+    import fcntl
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder/'.lock'
+    file = open(path, 'w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FileExistsError(f'{out}: another process is writing this run') from None
+    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        file.close()        # its last owner has just removed it
+        lock(out)
+        return
+    _locked[folder] = file
+
+def unlock(out):
+    "Other processes may go on with this run."
+    file = _locked.pop(Path(out).resolve(), None)
+    if file is None: return
+    Path(file.name).unlink(missing_ok=True)
+    file.close()
