@@ -99,6 +99,7 @@ class TokenEngine:
 class TokenWorld:
     "A token transformer, ready to play: `reset`, `append` and `step`, as a `World` has them."
     context_noise = None        # the past is looked at as it is
+    chunk = 1                   # frames that are made at a time
 
     def __init__(self,
         model,                  # `TokenTransformer`

@@ -38,7 +38,8 @@ COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
     'play', 'translate', 'record', 'branches', 'walks', 'train tokenizer', 'train world',
     'train teacher', 'train idm', 'distill consistency', 'distill trajectories', 'distill ode',
-    'distill distribution', 'distill compare', 'release', 'evaluate', 'bench', 'build', 'lab')
+    'distill distribution', 'distill compare', 'release', 'evaluate', 'bench', 'compare',
+    'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
 
