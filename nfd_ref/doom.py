@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOOM9', 'BUTTONS', 'CLUTTER', 'WALL', 'RETREAT', 'AWAY', 'Recorder', 'scenario_file', 'doom_game', 'observe',
-           'sticky_policy', 'play_doom', 'record', 'recorder_of', 'load_branches', 'Replay', 'record_branches']
+           'sticky_policy', 'play_doom', 'recorder_of', 'load_branches', 'Replay', 'record_branches', 'record']
 
 # %% ../nbs/00b_doom.ipynb #fb440b25
 import json
@@ -200,79 +200,6 @@ def play_doom(
         taken.append(action)
     return Clip(np.stack(frames), np.array(taken)[:, None], DOOM9, rec.fps, np.stack(poses))
 
-# %% ../nbs/00b_doom.ipynb #531459fe
-def _episode_seed(seed, number): return seed * 1_000_000 + number
-
-_game = {}  # one simulator per worker process, made when it is first needed
-_busy = threading.Lock()
-
-def _record_one(folder, name, rec, seed):
-    with _busy:
-        if 'game' not in _game:
-            _game['game'] = doom_game(rec)
-            Finalize(None, _game['game'].close, exitpriority=1)     # when the worker ends
-        save_episode(folder, name, play_doom(_game['game'], rec, seed), crf=rec.crf)
-
-def _start_worker(parent):
-    "Ctrl-C is the parent's business; and when the parent has ended, so does its worker."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-def _end_with(parent):
-    while os.getppid() == parent: time.sleep(.5)
-    with _busy:             # the episode under way is finished first
-        if 'game' in _game: _game['game'].close()
-        os._exit(1)
-
-def _claim(folder, info):
-    "Make this folder the one of this recording, new or unfinished; any other is left alone."
-    path = folder/'dataset.json'
-    if path.exists():
-        wanted = json.dumps(asdict(info))
-        if json.dumps(asdict(read_record(path, DatasetInfo))) != wanted:
-            raise FileExistsError(f'{folder} holds another recording; choose a new folder')
-    write_record(path, info)
-    sweep(folder)
-
-# %% ../nbs/00b_doom.ipynb #ba9a279c
-def record(
-    folder,                 # new, or one that this recording left unfinished
-    rec=Recorder(),         # what to record
-    episodes=24,
-    test=4,                 # the last so many are held out
-    seed=0,                 # episode i has seed seed*1_000_000 + i
-    workers=None            # processes; None: one per core
-):                          # a `VideoFolder`
-    "Record episodes with several simulators; how many makes no difference to what they record."
-    folder = Path(folder)
-    if not 0 <= test < episodes:
-        raise ValueError(f'{test} test episodes of {episodes}: wanted 0 <= test < episodes')
-    if rec.height < 8 or rec.width < 8 or rec.length < 2:
-        raise ValueError(f'frames of {rec.width}x{rec.height} pixels, {rec.length} a clip: '
-                         'too small')
-    scenario_file(rec.scenario)
-
-    names = [f'ep_{number:05d}' for number in range(episodes)]
-    made = asdict(rec) | dict(seed=seed, episodes=episodes, vizdoom=version('vizdoom'))
-    info = DatasetInfo(fps=rec.fps, action_space=asdict(DOOM9), test=names[episodes - test:],
-                       recorder=made)
-    _claim(folder, info)
-
-    missing = [i for i, name in enumerate(names) if not (folder/f'{name}.npz').exists()]
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context('spawn'),
-                               initializer=_start_worker, initargs=(os.getpid(),))
-    try:
-        jobs = [pool.submit(_record_one, folder, names[i], rec, _episode_seed(seed, i))
-                for i in missing]
-        for job in tqdm(jobs, desc='record', unit='episode'): job.result()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f'with the episodes in {folder} kept: the same command goes on '
-                                'from there') from None
-    finally:
-        pool.shutdown(cancel_futures=True)      # waits for the episodes under way
-    return VideoFolder(folder)
-
 # %% ../nbs/00b_doom.ipynb #2c207265
 def recorder_of(
     videos          # `VideoFolder`
@@ -284,6 +211,8 @@ def recorder_of(
                          'so its states cannot be reached again')
     own = {field.name for field in fields(Recorder)}
     return Recorder(**{key: value for key, value in made.items() if key in own}), made['seed']
+
+def _episode_seed(seed, number): return seed * 1_000_000 + number
 
 # %% ../nbs/00b_doom.ipynb #37088d6c
 def load_branches(
@@ -397,3 +326,74 @@ def record_branches(
         made = import_clips(tmp, moments, test=0, crf=18)
         write_record(tmp/'dataset.json', replace(made.info, branches=about))
     replay.game.close()
+
+# %% ../nbs/00b_doom.ipynb #531459fe
+_game = {}  # one simulator per worker process, made when it is first needed
+_busy = threading.Lock()
+
+def _record_one(folder, name, rec, seed):
+    with _busy:
+        if 'game' not in _game:
+            _game['game'] = doom_game(rec)
+            Finalize(None, _game['game'].close, exitpriority=1)     # when the worker ends
+        save_episode(folder, name, play_doom(_game['game'], rec, seed), crf=rec.crf)
+
+def _start_worker(parent):
+    "Ctrl-C is the parent's business; and when the parent has ended, so does its worker."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+def _end_with(parent):
+    while os.getppid() == parent: time.sleep(.5)
+    with _busy:             # the episode under way is finished first
+        if 'game' in _game: _game['game'].close()
+        os._exit(1)
+
+def _claim(folder, info):
+    "Make this folder the one of this recording, new or unfinished; any other is left alone."
+    path = folder/'dataset.json'
+    if path.exists():
+        wanted = json.dumps(asdict(info))
+        if json.dumps(asdict(read_record(path, DatasetInfo))) != wanted:
+            raise FileExistsError(f'{folder} holds another recording; choose a new folder')
+    write_record(path, info)
+    sweep(folder)
+
+# %% ../nbs/00b_doom.ipynb #ba9a279c
+def record(
+    folder,                 # new, or one that this recording left unfinished
+    rec=Recorder(),         # what to record
+    episodes=24,
+    test=4,                 # the last so many are held out
+    seed=0,                 # episode i has seed seed*1_000_000 + i
+    workers=None            # processes; None: one per core
+):                          # a `VideoFolder`
+    "Record episodes with several simulators; how many makes no difference to what they record."
+    folder = Path(folder)
+    if not 0 <= test < episodes:
+        raise ValueError(f'{test} test episodes of {episodes}: wanted 0 <= test < episodes')
+    if rec.height < 8 or rec.width < 8 or rec.length < 2:
+        raise ValueError(f'frames of {rec.width}x{rec.height} pixels, {rec.length} a clip: '
+                         'too small')
+    scenario_file(rec.scenario)
+
+    names = [f'ep_{number:05d}' for number in range(episodes)]
+    made = asdict(rec) | dict(seed=seed, episodes=episodes, vizdoom=version('vizdoom'))
+    info = DatasetInfo(fps=rec.fps, action_space=asdict(DOOM9), test=names[episodes - test:],
+                       recorder=made)
+    _claim(folder, info)
+
+    missing = [i for i, name in enumerate(names) if not (folder/f'{name}.npz').exists()]
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context('spawn'),
+                               initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        jobs = [pool.submit(_record_one, folder, names[i], rec, _episode_seed(seed, i))
+                for i in missing]
+        for job in tqdm(jobs, desc='record', unit='episode'): job.result()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'with the episodes in {folder} kept: the same command goes on '
+                                'from there') from None
+    finally:
+        pool.shutdown(cancel_futures=True)      # waits for the episodes under way
+    return VideoFolder(folder)

@@ -415,7 +415,7 @@ def start_engine(
         except ValueError:
             pass                            # a shape or a device that it does not know
         except RuntimeError as e:
-            warnings.warn(f'{e}; this world takes engine "static", at a third of the speed')
+            warnings.warn(f'{e}; this world takes engine "static", at less than half of the speed')
     if name is None:
         name = 'graph' if model.patch_in.weight.is_cuda else 'static'
         if type(model) is not DiT or model.cfg.chunk > 1: name = 'rolling'

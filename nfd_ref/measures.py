@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SSIM_WINDOW', 'MS_SSIM_WEIGHTS', 'STATISTICS', 'players', 'play_all', 'ms_ssim_scales', 'frame_scores', 'interval',
-           'quality', 'three_digits', 'two_decimals', 'as_code', 'or_longer', 'Column', 'Metric', 'of_world', 'gain',
-           'Quality', 'frechet_distance', 'plot_values', 'texture_distance', 'IdmDistance', 'TextureDistance',
+           'quality', 'frechet_distance', 'plot_values', 'texture_distance', 'three_digits', 'two_decimals', 'as_code',
+           'or_longer', 'Column', 'Metric', 'of_world', 'gain', 'Quality', 'IdmDistance', 'TextureDistance',
            'window_statistics', 'normal_range', 'collapse', 'load_torchscript', 'fvd', 'lpips', 'FVD', 'LPIPS']
 
 # %% ../nbs/07_measures.ipynb #2000d302
@@ -127,6 +127,53 @@ def quality(
                 curve=np.mean(values, 0).round(4).tolist())
     return scores
 
+# %% ../nbs/07_measures.ipynb #ee9ce667
+def frechet_distance(
+    a,                  # features [n, d]
+    b                   # features [m, d]
+):                      # float
+    "The Frechet distance between Gaussians fitted to two sets of features (Dowson & Landau 1982)."
+    a = torch.as_tensor(a, dtype=torch.float64)
+    b = torch.as_tensor(b, dtype=torch.float64)
+    least = min(len(a), len(b))
+    if least < 2: raise ValueError(f'{least} feature vector(s): a covariance needs at least 2')
+
+    cov_a = torch.atleast_2d(a.T.cov())
+    cov_b = torch.atleast_2d(b.T.cov())
+    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
+    means = (a.mean(0) - b.mean(0)).pow(2).sum()
+    return float(means + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
+
+# %% ../nbs/07_measures.ipynb #0de51471
+def plot_values(values, ax):
+    "{player: positive value} as points on a logarithmic axis, the number beside each."
+    shown = {name: value for name, value in values.items() if value > 0}
+    ax.plot(list(shown.values()), list(shown), 'o')
+    for name, value in shown.items():
+        ax.annotate(f'{value:g}', (value, name), xytext=(8, 0), textcoords='offset points',
+                    va='center', fontsize=9)
+    ax.set(xscale='log', xlabel='distance')
+    ax.set_xlim(min(shown.values()) / 2, max(shown.values()) * 8)
+    ax.minorticks_off()
+    ax.invert_yaxis()
+
+# %% ../nbs/07_measures.ipynb #8553b905
+@torch.inference_mode()
+def texture_distance(
+    tok,                # `Tokenizer`
+    made,               # list of frames, uint8 [f, h, w, 3]
+    real,               # like made
+    patch=2             # latents of a patch, each way
+):                      # float
+    """Frechet distance between small patches of two sets of videos: `patch` x `patch` latents in
+    two frames in a row. Our own; it compares worlds that share a tokenizer."""
+    def patches(video):
+        now = patchify(tok.encode(video)[None], patch)[0]       # [f, n, patch * patch * c]
+        return torch.cat([now[:-1], now[1:]], -1).flatten(0, 1)
+    a = torch.cat([patches(v) for v in made]).cpu()
+    b = torch.cat([patches(v) for v in real]).cpu()
+    return frechet_distance(a, b)
+
 # %% ../nbs/07_measures.ipynb #64c44df7
 def three_digits(value, row): return f'{value:.3g}' if isinstance(value, float) else str(value)
 
@@ -208,53 +255,6 @@ class Quality(Metric):
         ax.set(xlabel='frame', ylabel='dB')
         ax.set_ylim(top=1.4 * ax.get_ylim()[1])         # room for the legend
         ax.legend(fontsize=8, ncol=2, loc='upper right')
-
-# %% ../nbs/07_measures.ipynb #ee9ce667
-def frechet_distance(
-    a,                  # features [n, d]
-    b                   # features [m, d]
-):                      # float
-    "The Frechet distance between Gaussians fitted to two sets of features (Dowson & Landau 1982)."
-    a = torch.as_tensor(a, dtype=torch.float64)
-    b = torch.as_tensor(b, dtype=torch.float64)
-    least = min(len(a), len(b))
-    if least < 2: raise ValueError(f'{least} feature vector(s): a covariance needs at least 2')
-
-    cov_a = torch.atleast_2d(a.T.cov())
-    cov_b = torch.atleast_2d(b.T.cov())
-    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
-    means = (a.mean(0) - b.mean(0)).pow(2).sum()
-    return float(means + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
-
-# %% ../nbs/07_measures.ipynb #0de51471
-def plot_values(values, ax):
-    "{player: positive value} as points on a logarithmic axis, the number beside each."
-    shown = {name: value for name, value in values.items() if value > 0}
-    ax.plot(list(shown.values()), list(shown), 'o')
-    for name, value in shown.items():
-        ax.annotate(f'{value:g}', (value, name), xytext=(8, 0), textcoords='offset points',
-                    va='center', fontsize=9)
-    ax.set(xscale='log', xlabel='distance')
-    ax.set_xlim(min(shown.values()) / 2, max(shown.values()) * 8)
-    ax.minorticks_off()
-    ax.invert_yaxis()
-
-# %% ../nbs/07_measures.ipynb #8553b905
-@torch.inference_mode()
-def texture_distance(
-    tok,                # `Tokenizer`
-    made,               # list of frames, uint8 [f, h, w, 3]
-    real,               # like made
-    patch=2             # latents of a patch, each way
-):                      # float
-    """Frechet distance between small patches of two sets of videos: `patch` x `patch` latents in
-    two frames in a row. Our own; it compares worlds that share a tokenizer."""
-    def patches(video):
-        now = patchify(tok.encode(video)[None], patch)[0]       # [f, n, patch * patch * c]
-        return torch.cat([now[:-1], now[1:]], -1).flatten(0, 1)
-    a = torch.cat([patches(v) for v in made]).cpu()
-    b = torch.cat([patches(v) for v in real]).cpu()
-    return frechet_distance(a, b)
 
 # %% ../nbs/07_measures.ipynb #c1b85913
 class IdmDistance(Metric):

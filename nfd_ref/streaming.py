@@ -298,8 +298,8 @@ def step_chunk(self:World,
 def stream(self:World,
     actions                 # any iterable; action i+1 is taken before frame i is given out
 ):                          # yields uint8 [h, w, 3]
-    """Like `step` for each action, but a frame is decoded while the next one is made: more frames
-    a second, each of them later by up to one frame."""
+    """Like `step` for each action, but a frame is decoded while the next one is made, and given
+    out later by up to one frame. Whether that is faster depends on the machine: see 08_speed."""
     cuda = self.device.type == 'cuda'
     side = torch.cuda.Stream(self.device) if cuda else None
     def decode(latents, made):

@@ -63,7 +63,7 @@ class TokenizerConfig:
 # %% ../nbs/01_tokenizer.ipynb #9626f863
 TOKENIZERS = dict(
     small=TokenizerConfig(),    # 8x: shipped
-    kl16=TokenizerConfig(       # 16x, 16 channels: the paper's shape
+    kl16=TokenizerConfig(       # 16x, 16 channels: the paper's, as reported
         latents=16,
         width=128,
         mults=(1, 1, 2, 2, 4),

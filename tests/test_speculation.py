@@ -359,7 +359,7 @@ def test_guesses_are_the_likeliest_first_and_never_twice():
 # ---- the record and the commands
 
 def test_a_record_is_gone_on_with(tmp_path, monkeypatch):
-    for name, value in dict(SIZES=(1, 2), FRAMES=12, COINS=(.5,), REPEATS=1).items():
+    for name, value in dict(SIZES=(1, 2, 3, 4), FRAMES=12, COINS=(.5,), REPEATS=1).items():
         monkeypatch.setattr(gains, name, value)
     monkeypatch.setattr(gains, 'measure_paced', partial(measure_paced, real_frames=4))
     episodes = {split: [persistent_trace(SPACE, 30, .8, seed)] for seed, split in
