@@ -68,9 +68,16 @@ class Face:
 
     def until(self, true, limit=PATIENCE / 1000):
         "Wait for something, and fail with what the player says."
+        from playwright.sync_api import Error
+        def now():
+            try:
+                return true()
+            except Error:       # the page is being loaded, or drawn anew
+                return False
+
         ends = time.time() + limit
-        while not true() and time.time() < ends: self.page.wait_for_timeout(50)
-        assert true(), (self.said(), self.stats())
+        while not now() and time.time() < ends: self.page.wait_for_timeout(50)
+        assert now(), (self.said(), self.stats())
 
     def start(self):
         if not self.playing(): self.press('play')
