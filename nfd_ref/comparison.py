@@ -211,7 +211,7 @@ def race(
             if not turn: world.reset(clip)              # and one turn that is not counted
             for i in range(frames):
                 started = time.perf_counter()
-                world.step(clip.actions[-1 - i])
+                world.step(clip.actions[-1 - i % len(clip)])
                 if turn: took[key].append(1e3 * (time.perf_counter() - started))
     found = {}
     for (label, which), ms in took.items():
