@@ -101,7 +101,11 @@ def claim(
     if begun and not resume:
         raise FileExistsError(f'{out} already holds a run; give another folder, or resume it')
 
-    def entries(config): return config['train'] | config['info']
+    def entries(config):
+        try:
+            return config['train'] | config['info']
+        except (TypeError, KeyError):
+            raise ValueError(f'{path}: not the config of a run') from None
     if begun:
         was = entries(read_json(path))
         now = entries(json.loads(json.dumps(config)))   # tuples become lists, as in the file
@@ -192,8 +196,12 @@ def trim_log(path, step):
     "Drop the lines of a log after `step`, and a last line that was cut."
     path = Path(path)
     if not path.exists(): return
-    whole = [line for line in path.read_text().splitlines() if line.endswith('}')]
-    keep = [line + '\n' for line in whole if json.loads(line)['step'] <= step]
+    def belongs(line):
+        try:
+            return json.loads(line)['step'] <= step
+        except (ValueError, TypeError, KeyError):       # cut, or no line of a log
+            return False
+    keep = [line + '\n' for line in path.read_text(errors='replace').splitlines() if belongs(line)]
     with write_aside(path) as tmp: tmp.write_text(''.join(keep))
 
 # %% ../nbs/05b_loop.ipynb #e3727fca
