@@ -23,10 +23,10 @@ from nfd_ref.codes import (
 from nfd_ref.diffusion import generator
 from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
-    CodesInfo, ComparisonRecord, TokensInfo, read_record, save_model, write_record)
+    CodesInfo, ComparisonRecord, TokensInfo, read_record, save_model)
 from nfd_ref.streaming import START_NOISE
 from nfd_ref.token_world import TokenWorld, choose
-from nfd_ref.video import VideoFolder, save_episode
+from tiny import two_episodes
 
 DATA = Path(__file__).parents[1]/'data'
 SMALL = CodesConfig(latents=4, width=8, mults=(1, 1, 1), levels=(5, 4))
@@ -44,13 +44,7 @@ def noisy(cfg=TINY, seed=0):
 
 
 @pytest.fixture(scope='module')
-def videos(tmp_path_factory):
-    "Two short episodes, one of them held out."
-    folder = tmp_path_factory.mktemp('video')
-    shipped = VideoFolder(DATA/'my_way_home', 'train')
-    for i in range(2): save_episode(folder, f'ep_{i}', shipped.clip(i, 0, 40))
-    write_record(folder/'dataset.json', replace(shipped.info, test=('ep_1',)))
-    return VideoFolder(folder, 'train')
+def videos(tmp_path_factory): return two_episodes(tmp_path_factory.mktemp('video'), 40)
 
 
 @pytest.fixture(scope='module')

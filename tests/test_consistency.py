@@ -2,8 +2,7 @@
 and resumed. Tiny models on the shipped video."""
 import json
 import math
-import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ from nfd_ref.cli import main
 from nfd_ref.consistency import (
     ConsistencyConfig, Distiller, distill_consistency, normalised, slow_time, tangent)
 from nfd_ref.diffusion import add_noise, generator, per_frame, to_x0
-from nfd_ref.storage import WorldInfo, load_tensors, read_record, save_model, write_record
+from nfd_ref.storage import WorldInfo, load_tensors, read_record
 from nfd_ref.streaming import World
 from nfd_ref.training import TrainConfig
 from nfd_ref.transformer import DiT, DiTConfig, look_back, present
-from nfd_ref.video import VideoFolder, save_episode
+from tiny import noisy_dit, two_episodes, world_folder
 
 DATA = Path(__file__).parents[1]/'data'
 TINY = DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6), window=4)
@@ -26,29 +25,10 @@ QUICK = TrainConfig(
     steps=4, batch=2, lr=1e-3, warmup=1, weight_decay=0., log_every=1, save_every=2)
 METHOD = ConsistencyConfig(blocks=(0, 1), warmup=2)
 
-def noisy_dit(cfg=TINY, seed=0):
-    "A network none of whose layers is zero."
-    torch.manual_seed(seed)
-    dit = DiT(cfg)
-    for p in dit.parameters(): nn.init.normal_(p, std=.1)
-    return dit
-
 @pytest.fixture(scope='module')
-def videos(tmp_path_factory):
-    "Two short episodes, one of them held out."
-    folder = tmp_path_factory.mktemp('video')
-    shipped = VideoFolder(DATA/'my_way_home', 'train')
-    for i in range(2): save_episode(folder, f'ep_{i}', shipped.clip(i, 0, 60))
-    write_record(folder/'dataset.json', replace(shipped.info, test=('ep_1',)))
-    return VideoFolder(folder, 'train')
+def videos(tmp_path_factory): return two_episodes(tmp_path_factory.mktemp('video'))
 
-def teacher(folder, cfg=TINY):
-    "A playable world of this shape, with random weights and the shipped tokenizer."
-    info = read_record(DATA/'world'/'world.json', WorldInfo)
-    save_model(folder, noisy_dit(cfg), replace(info, shape=asdict(cfg)))
-    for name in ('tokenizer.json', 'tokenizer.safetensors'):
-        shutil.copy(DATA/'world'/name, folder/name)
-    return folder
+def teacher(folder, cfg=TINY): return world_folder(folder, cfg)
 
 # ---- the exact answer
 
@@ -113,7 +93,7 @@ def test_cold_start_reaches_the_exact_map(seed):
 # ---- the network
 
 def test_present_equals_the_rolling_cache():
-    dit = noisy_dit()
+    dit = noisy_dit(TINY)
     gen = generator(0, 0)
     context, x = torch.randn(2, 2, 9, 8, 6, 10, generator=gen)
     t = torch.rand(2, 9, generator=gen)
@@ -129,7 +109,7 @@ def test_present_equals_the_rolling_cache():
             dit(context[:, now], context_level[:, now], actions[:, now], cache, write=1)
 
 def test_slow_time_keeps_the_network():
-    dit = noisy_dit()
+    dit = noisy_dit(TINY)
     smooth = slow_time(dit)
     assert (smooth.time[0].weight[:, 0] == 0).all()
     assert dit.time[0].weight[:, 0].abs().min() > 0     # the teacher itself is not touched

@@ -2,7 +2,7 @@
 resume, refusals. Tiny models on the shipped video."""
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,14 @@ from nfd_ref.distribution_matching import (
     Matching, MatchingConfig, distill_distribution, pull)
 from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
-    WorldInfo, load_model, load_tensors, read_record, save_model, write_record)
+    WorldInfo, load_model, load_tensors, read_record)
 from nfd_ref.streaming import World
 from nfd_ref.trajectories import (
     Calls, ClipLevels, distill_ode, load_trajectories, make_trajectories, regression_loss, start_of,
     train_teacher, trajectories, velocity_of)
 from nfd_ref.transformer import DiT, DiTConfig
-from nfd_ref.video import VideoFolder, save_episode
+from nfd_ref.video import VideoFolder
+from tiny import noisy_dit, two_episodes, world_folder
 
 DATA = Path(__file__).parents[1]/'data'
 TINY = DiTConfig(d=32, layers=2, heads=2, rope=(4, 6, 6), window=6)
@@ -33,33 +34,12 @@ QUICK = TrainConfig(
 CALLS = Calls(given=2)
 METHOD = MatchingConfig(shape=TINY, scores=BOTH_WAYS, calls=CALLS, ratio=2)
 
-def noisy_dit(cfg=TINY, seed=0):
-    "A network none of whose layers is zero."
-    torch.manual_seed(seed)
-    dit = DiT(cfg)
-    for p in dit.parameters(): nn.init.normal_(p, std=.1)
-    return dit
-
 @pytest.fixture(scope='module')
-def videos(tmp_path_factory):
-    "Two short episodes, one of them held out."
-    folder = tmp_path_factory.mktemp('video')
-    shipped = VideoFolder(DATA/'my_way_home', 'train')
-    for i in range(2): save_episode(folder, f'ep_{i}', shipped.clip(i, 0, 60))
-    write_record(folder/'dataset.json', replace(shipped.info, test=('ep_1',)))
-    return VideoFolder(folder, 'train')
-
-def world_folder(folder, cfg=BOTH_WAYS, seed=0):
-    "A world of this shape, with random weights and the shipped tokenizer."
-    info = read_record(DATA/'world'/'world.json', WorldInfo)
-    save_model(folder, noisy_dit(cfg, seed), replace(info, shape=asdict(cfg)))
-    for name in ('tokenizer.json', 'tokenizer.safetensors'):
-        shutil.copy(DATA/'world'/name, folder/name)
-    return folder
+def videos(tmp_path_factory): return two_episodes(tmp_path_factory.mktemp('video'))
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
-    return world_folder(tmp_path_factory.mktemp('teacher')/'final')
+    return world_folder(tmp_path_factory.mktemp('teacher')/'final', BOTH_WAYS)
 
 def clips(b=2, f=6):
     gen = generator(0, 0)
@@ -129,7 +109,7 @@ def test_the_student_learns_alone():
 def test_equal_critic_and_teacher_pull_nothing():
     x0, actions = clips()
     matching = Matching(METHOD)
-    matching.student.load_state_dict(noisy_dit().state_dict())
+    matching.student.load_state_dict(noisy_dit(TINY).state_dict())
     matching.critic.load_state_dict(noisy_dit(BOTH_WAYS, 2).state_dict())
     for context in ('real', 'rollout'):
         matching.cfg = replace(METHOD, context=context)
@@ -237,7 +217,7 @@ def test_regression_ignores_what_is_there_already():
     x0, actions = clips()
     path = torch.randn(2, 5, 4, 8, 6, 10)
     batch = dict(x=path, frames=x0[:, :2], actions=actions)
-    student = noisy_dit()
+    student = noisy_dit(TINY)
     end = torch.full((2, 4), 4)
     assert regression_loss(student, batch, end, CALLS) == 0
     end[:, 0] = 0
@@ -295,7 +275,7 @@ def test_trajectories_go_on_and_know_their_teacher(tmp_path, videos, teacher):
     again, _ = load_trajectories(tmp_path/'paths', info.teacher)
     assert torch.equal(whole['x'], again['x'])
 
-    other = world_folder(tmp_path/'other', seed=5)
+    other = world_folder(tmp_path/'other', BOTH_WAYS, 5)
     with pytest.raises(ValueError, match='trajectories of another teacher'): make(other)
     with pytest.raises(ValueError, match='trajectories of another teacher'):
         distill_ode(tmp_path/'ode', other, tmp_path/'paths', QUICK, progress=False)
