@@ -56,3 +56,9 @@ def test_links_lead_somewhere(notebook):
     for source, _ in cells(notebook, 'markdown'):
         for link in re.findall(r'\]\(([^)#\s]+)', source):
             if not link.startswith('http'): assert (notebook.parent/link).exists(), link
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_name_no_machine(notebook):
+    "A path of the machine that ran it means nothing to a reader."
+    for source, cell in cells(notebook, 'code'):
+        assert not re.search(r'site-packages|(?<![\w.])/(root|home|work)/', printed(cell)), source
