@@ -144,7 +144,7 @@ def ahead_player(
     return play
 
 def player_of(arm):
-    "The player of an arm, and the tokens of video that trained it: of its run, and of its start."
+    "What plays an arm: the teacher makes whole clips, a world streams."
     info = read_record(arm.folder/'world.json', WorldInfo)
     if looks_ahead(DiTConfig(**info.shape)): return ahead_player(arm.folder, arm.settings['steps'])
     return partial(rollout, World.load(arm.folder, device='cpu', **arm.settings))
@@ -400,15 +400,19 @@ class Watch:
         self.sampling = sampling
         self.protocol = protocol
 
+    @cached_property
+    def clips(self):            # the same at every checkpoint
+        p = self.protocol
+        return list(draw_clips(self.videos, p.clips, p.context + p.length, p.seed))
+
     def __call__(self, model, step):
         "`model` holds the averaged weights of student and critic."
         p = self.protocol
-        clips = list(draw_clips(self.videos, p.clips, p.context + p.length, p.seed))
         world = World(model.student, self.tok, self.videos.space, self.videos.size,
                       sampler='consistency', engine='rolling', **self.sampling)
-        films = [rollout(world, clip, p.context, p.seed + i) for i, clip in enumerate(clips)]
-        true, read, _ = follow(self.judge, clips, films, p.context)
-        real = [clip.frames[p.context:] for clip in clips]
+        films = [rollout(world, clip, p.context, p.seed + i) for i, clip in enumerate(self.clips)]
+        true, read, _ = follow(self.judge, self.clips, films, p.context)
+        real = [clip.frames[p.context:] for clip in self.clips]
         line = dict(
             step=step,
             f1=action_scores(true, read, self.videos.space)['f1'],

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ACTION', 'ORDERS', 'TOKENS_RECIPE', 'Order', 'make_order', 'raster', 'diagonal', 'rows', 'order_of', 'TokensConfig',
            'TokenAttention', 'TokenBlock', 'TokenTransformer', 'order_mask', 'nats', 'tokens_loss', 'CodeClips',
-           'code_clips', 'held_out_nats', 'train_tokens', 'nats_log']
+           'code_clips', 'held_out_nats', 'train_tokens']
 
 # %% ../nbs/12_autoregression.ipynb #a0700011
 import math
 import shutil
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .attention import Attention, rope, rope_angles
+from .attention import Attention, require_width, rope, rope_angles
 from .codes import CodesAsLatents, load_codes
-from .loop import TrainConfig, append_line, claim_run, fit, trim_log
+from .loop import TrainConfig, claim_run, fit
 from .storage import (
     TokensInfo, fingerprint, load_into, load_tensors, provenance, read_record, save_model)
-from .training import LatentClips, encode_videos, require_length
+from .training import LatentClips, encode_videos, held_out_log, require_length
 from .transformer import ActionEmbedding, SwiGLU
 
 # %% ../nbs/12_autoregression.ipynb #a0700012
@@ -123,9 +123,7 @@ class TokensConfig:
         self.rope = tuple(self.rope)
         self.grid = tuple(self.grid)
         self.actions = tuple(self.actions)
-        if sum(self.rope) * self.heads != self.d:
-            raise ValueError(f'rope {self.rope} times {self.heads} heads must make '
-                             f'the width {self.d}')
+        require_width(self.rope, self.heads, self.d)
         if self.window < 1:
             raise ValueError(f'a window of {self.window} frames: a frame must at least see itself')
         order_of(self.order, self.grid)
@@ -353,7 +351,8 @@ def train_tokens(
     clips = clips_of(videos, cache)
     if held_out:
         test = clips_of(held_out, cache.with_name(f'{cache.name}_test'))
-        kwargs.setdefault('on_save', nats_log(out/'held_out.jsonl', test))
+        measure = partial(held_out_nats, clips=test)
+        kwargs.setdefault('on_save', held_out_log(out/'held_out.jsonl', measure))
     model = fit(out, model, tokens_loss, clips, cfg, about, resume=True, **kwargs)
 
     save_model(out/'final', model, TokensInfo(
@@ -367,11 +366,3 @@ def train_tokens(
     for suffix in ('.json', '.safetensors'):
         shutil.copy(Path(tokenizer)/f'codes{suffix}', out/'final')
     return model
-
-def nats_log(path, clips):      # (model, step), for `fit`'s `on_save`
-    "Measure `held_out_nats` and log it."
-    def on_save(model, step):
-        found = held_out_nats(model, clips)
-        trim_log(path, step - 1)            # of a run that was killed before this checkpoint
-        append_line(path, dict(step=step) | found)
-    return on_save

@@ -1,4 +1,4 @@
-"""Commands that play a world: `play`, `lab`. Written by hand (see `command`)."""
+"""Commands that play a world: `play`, `translate`, `lab`. Written by hand (see `command`)."""
 
 import os
 import subprocess

@@ -68,16 +68,16 @@ def cmd_train_world(
     """The diffusion transformer.
     Recipe: 3400 steps of 16 clips, learning rate 0.0015, a checkpoint every 500."""
     from nfd_ref.training import WORLD_RECIPE, train_world
-    from nfd_ref.transformer import DITS
+    from nfd_ref.transformer import preset_shape
     from nfd_ref.video import VideoFolder
-    if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
+    shape = preset_shape(preset)
     within(1, MANY, length=length)
     if not 0 <= mistakes <= 1: raise ValueError(f'--mistakes {mistakes}: a share in [0, 1]')
     cfg = train_config(WORLD_RECIPE, **kwargs)
     videos = VideoFolder(data, 'train')
     held_out = VideoFolder(data, 'test')
     tok = load_tokenizer(tokenizer)
-    train_world(out, videos, tok, cfg, DITS[preset], length, mistakes=mistakes, init=init,
+    train_world(out, videos, tok, cfg, shape, length, mistakes=mistakes, init=init,
                 held_out=held_out, resume=resume)
     print(f'done -> {out/"final"}')
 
@@ -97,13 +97,13 @@ def cmd_train_teacher(
     Recipe: 3400 steps of 16 clips, learning rate 0.0015, a checkpoint every 500."""
     from nfd_ref.training import WORLD_RECIPE
     from nfd_ref.trajectories import train_teacher
-    from nfd_ref.transformer import DITS
+    from nfd_ref.transformer import preset_shape
     from nfd_ref.video import VideoFolder
-    if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
+    shape = preset_shape(preset)
     within(2, MANY, length=length)
     cfg = train_config(WORLD_RECIPE, **kwargs)
     train_teacher(out, VideoFolder(data, 'train'), tokenizer, load_tokenizer(tokenizer), cfg,
-                  DITS[preset], length, init=init, held_out=VideoFolder(data, 'test'),
+                  shape, length, init=init, held_out=VideoFolder(data, 'test'),
                   resume=resume)
     print(f'done -> {out/"final"}')
 

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from .storage import BenchRecord, provenance, write_record
 from .streaming import World
 from .tokenizer import TOKENIZERS, Tokenizer
-from .transformer import DITS, DiT
+from .transformer import DiT, preset_shape
 from .video import ActionSpace, Clip
 
 # %% ../nbs/08_speed.ipynb #5aa6a04f
@@ -131,8 +131,7 @@ def random_world(
     **kwargs            # for it
 ):                      # a `World`
     "A world of random weights at the shape of a preset: for timing, not for looking at."
-    if preset not in DITS: raise ValueError(f'no preset "{preset}"; there are {", ".join(DITS)}')
-    cfg = DITS[preset]
+    cfg = preset_shape(preset)
     if window is not None: cfg = replace(cfg, window=window)
     tokenizer = 'kl16' if cfg.latents == 16 else 'small'
 

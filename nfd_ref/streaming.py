@@ -188,6 +188,15 @@ def _check_frame(self:World, frame):
                          f'not {frame.dtype} {frame.shape}')
 
 @patch
+def _check_start(self:World, clip):
+    "Can one start after this clip?"
+    if not len(clip): raise ValueError('reset needs a clip of at least one frame')
+    if clip.space.sizes != self.space.sizes:
+        raise ValueError(f'the clip has actions of "{clip.space.name}" {clip.space.sizes}, '
+                         f'this world of "{self.space.name}" {self.space.sizes}')
+    self._check_frame(clip.frames[0])
+
+@patch
 def _action(self:World, action):
     "A checked action as the engine takes it, [1, 1, k], once there is a past."
     if not self.ready: raise RuntimeError('reset(clip) first')
@@ -202,14 +211,10 @@ def reset(self:World,
     seed=None           # of the noise; None: as it is
 ):                      # the last frame, uint8 [h, w, 3]
     "Forget everything and start after this clip."
-    if not len(clip): raise ValueError('reset needs a clip of at least one frame')
-    if clip.space.sizes != self.space.sizes:
-        raise ValueError(f'the clip has actions of "{clip.space.name}" {clip.space.sizes}, '
-                         f'this world of "{self.space.name}" {self.space.sizes}')
+    self._check_start(clip)
     whole = min(len(clip), self.model.cfg.window) // self.chunk * self.chunk
     if not whole: raise ValueError(f'reset needs a clip of at least {self.chunk} frames')
     clip = clip[-whole:]
-    self._check_frame(clip.frames[0])
 
     if seed is not None: self.seed = seed
     self.engine.start()

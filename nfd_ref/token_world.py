@@ -141,6 +141,7 @@ class TokenWorld:
 
     action = World.action
     _check_frame = World._check_frame
+    _check_start = World._check_start
     _action = World._action
 
 # %% ../nbs/12c_token_world.ipynb #b0700021
@@ -199,11 +200,7 @@ def reset(self:TokenWorld,
     seed=None           # of the draws; None: as it is
 ):                      # the last frame, uint8 [h, w, 3]
     "Forget everything and start after this clip."
-    if not len(clip): raise ValueError('reset needs a clip of at least one frame')
-    if clip.space.sizes != self.space.sizes:
-        raise ValueError(f'the clip has actions of "{clip.space.name}" {clip.space.sizes}, '
-                         f'this world of "{self.space.name}" {self.space.sizes}')
-    self._check_frame(clip.frames[0])
+    self._check_start(clip)
     clip = clip[-max(1, self.model.cfg.window - 1):]
     if seed is not None: self.seed = seed
     self.cache.start()

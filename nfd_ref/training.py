@@ -11,6 +11,7 @@ __all__ = ['TOKENIZER_RECIPE', 'WORLD_RECIPE', 'ON_GPU', 'RECIPES', 'weights_has
 import hashlib
 import shutil
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -308,12 +309,11 @@ def train_tokenizer(
 # %% ../nbs/05_training.ipynb #0a5c1d43
 def held_out_log(
     path,               # a log of its own
-    clips,              # `LatentClips` of held-out video
-    levels              # `NoiseLevels`
+    measure             # model -> {name: number}
 ):                      # (model, step), for `fit`'s `on_save`
-    "Measure `action_shuffle` and log it."
+    "Measure the model of each checkpoint and log it."
     def on_save(model, step):
-        found = action_shuffle(model, clips, levels)
+        found = measure(model)
         trim_log(path, step - 1)            # of a run that was killed before this checkpoint
         append_line(path, dict(step=step) | found)
     return on_save
@@ -367,8 +367,9 @@ def train_world(
                             progress=kwargs.get('progress', True))
     clips = clips_of(videos, 'latents')
     if held_out:
-        measure = held_out_log(out/'held_out.jsonl', clips_of(held_out, 'latents_test'), levels)
-        kwargs.setdefault('on_save', measure)
+        test = clips_of(held_out, 'latents_test')
+        measure = partial(action_shuffle, clips=test, levels=levels)
+        kwargs.setdefault('on_save', held_out_log(out/'held_out.jsonl', measure))
 
     spoilt = SpoiltClips(clips, levels, cfg.seed, mistakes)
     model = fit(out, model, world_loss, spoilt, cfg, decides, resume=True, **kwargs)

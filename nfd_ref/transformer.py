@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['paper', 'DITS', 'DiTConfig', 'sinusoid', 'ActionEmbedding', 'SwiGLU', 'modulate', 'zero_linear', 'Block', 'patchify',
-           'unpatchify', 'DiT', 'CrossBlock', 'CrossAttentionDiT', 'InContextDiT', 'look_back', 'present_mask',
-           'present']
+           'unpatchify', 'DiT', 'preset_shape', 'CrossBlock', 'CrossAttentionDiT', 'InContextDiT', 'look_back',
+           'present_mask', 'present']
 
 # %% ../nbs/03_transformer.ipynb #f8c50028
 import math
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
-from .attention import Attention, KVCache, block_causal_mask, frame_mask, rope_angles
+from .attention import (
+    Attention, KVCache, block_causal_mask, frame_mask, require_width, rope_angles)
 
 # %% ../nbs/03_transformer.ipynb #2a0bd1f6
 @dataclass
@@ -36,9 +37,7 @@ class DiTConfig:
         self.rope = tuple(self.rope)
         self.grid = tuple(self.grid)
         self.actions = tuple(self.actions)
-        if sum(self.rope) * self.heads != self.d:
-            raise ValueError(f'rope {self.rope} times {self.heads} heads must make '
-                             f'the width {self.d}')
+        require_width(self.rope, self.heads, self.d)
         if any(side % self.patch for side in self.grid):
             raise ValueError(f'a latent grid of {self.grid} cannot be cut into '
                              f'patches of {self.patch}')
@@ -305,6 +304,11 @@ DITS = dict(                        # presets by name
     nfd_310m=DiTConfig(d=1024, layers=16, heads=16, **paper),
     nfd_774m=DiTConfig(d=1536, layers=18, heads=24, **paper),
 )
+
+def preset_shape(name):     # a `DiTConfig`
+    "The preset of this name, or an error that says which there are."
+    if name not in DITS: raise ValueError(f'no preset "{name}"; there are {", ".join(DITS)}')
+    return DITS[name]
 
 # %% ../nbs/03_transformer.ipynb #d101f6b2
 class CrossBlock(Block):
