@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from .storage import write_aside
 
@@ -90,6 +91,8 @@ def read_frames(
     if start < 0 or (stop is not None and stop <= start):
         raise ValueError(f'frames {start}..{stop} of {path}: wanted 0 <= start < stop')
     found = []
+    in_rgb = VideoReformatter()         # one for all: to set it up costs more than a frame does
+    resized = dict(width=size[1], height=size[0], interpolation='AREA') if size else {}
     with open_video(path) as (container, stream):
         rate = stream.average_rate
         origin = stream.start_time or 0
@@ -99,10 +102,7 @@ def read_frames(
                 number = round((frame.pts - origin) * stream.time_base * rate)
             if number < start: continue
             if stop is not None and number >= stop: break
-            if size:
-                frame = frame.reformat(width=size[1], height=size[0], format='rgb24',
-                                       interpolation='AREA')
-            found.append(frame.to_ndarray(format='rgb24'))
+            found.append(in_rgb.reformat(frame, format='rgb24', **resized).to_ndarray())
 
     wanted = 1 if stop is None else stop - start
     if len(found) < wanted:
