@@ -192,7 +192,7 @@ def measure_codes(m, count=64):
 def race(
     rows,               # list of `Row`
     clip,               # a `Clip` to start after
-    frames=8,           # timed in a turn
+    frames,             # timed in a turn
     turns=5
 ):                      # {label: {'ms', 'fps', 'engine', ...}}
     """Milliseconds of `step`, picture included, float32, all in turns. NFD runs on `ring`, a cache
@@ -261,7 +261,7 @@ def compare(
     if not film.exists(): write_video(film, stacked_films(m, len(rows)), m.test.fps)
     if not done.speed:
         clip = m.test.clip(0, 0, m.plan.tokens.window)
-        done.speed = race(rows, clip)
+        done.speed = race(rows, clip, m.plan.raced)
         done.card['race'] = dict(threads=torch.get_num_threads(), torch=torch.__version__)
         write_record(record, done)
     return done

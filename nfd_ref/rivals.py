@@ -42,6 +42,7 @@ class Plan:
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     protocol: Protocol = field(default_factory=Protocol)
     chosen_on: int = 16             # training clips on which the sampling is chosen
+    raced: int = 8                  # frames that are timed in a turn
 
 def plan_of(steps, batch, tune, lr=1.5e-3, **kwargs):
     "A `Plan` whose trainings differ in length; tuning is three times as slow."
@@ -59,8 +60,9 @@ PLANS = dict(
         world=DiTConfig(d=64, layers=2, heads=1, window=4),
         tokens=TokensConfig(d=64, layers=3, heads=1, window=4),
         length=4,
-        protocol=Protocol(clips=4, states=2, depths=(1, 4), traces=1, long=110, gaps=()),
-        chosen_on=2),
+        protocol=Protocol(clips=3, states=1, depths=(1, 2), traces=1, long=50, gaps=()),
+        chosen_on=1,
+        raced=1),
     cpu=plan_of(            # minutes of one core, and more of them to measure: a pilot
         steps=250, batch=4, tune=30, lr=2.5e-3,
         codes=replace(CODES_RECIPE, steps=160, warmup=20, save_every=40),
