@@ -104,6 +104,7 @@ class Face:
 
 def play_through(face, folder):
     "What a person tries, one thing after the other. Films are in `folder`."
+    face.until(lambda: face.pixels().any())                             # an empty canvas is black
     first = face.pixels()
     face.start()
     face.screen.click()
