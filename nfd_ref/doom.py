@@ -191,7 +191,7 @@ def play_doom(
     taken = [NULL]
     while len(frames) < length:
         action = policy.send(ahead) if actions is None else int(actions[len(frames) - 1])
-        buttons = BUTTONS[action] * [1, 1, 1, 1, rec.turn / rec.skip]
+        buttons = BUTTONS[action] * [1, 1, 1, 1, rec.turn / rec.skip]   # a turn is asked per tic
         game.make_action(buttons.tolist(), rec.skip)
         if game.is_episode_finished(): break
         frame, pose, ahead = observe(game, rec)
