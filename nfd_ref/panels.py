@@ -150,6 +150,8 @@ static inline void attend(
     num shares[ASKING][KEPT];              // e^(score - largest score)
     vec sums[ASKING];
     int from[KEPT / WIDTH], to[KEPT / WIDTH], spans = 0;    // of panels in which a key is seen
+
+    // scores: queries times keys, where anything is seen
     for (int key = 0; key < KEPT; key += WIDTH) {
         if (largest(at(mask + key)) < 0) continue;
         if (!spans || to[spans - 1] < key) from[spans++] = key;
@@ -157,6 +159,8 @@ static inline void attend(
         panel<ASKING>(queries, stride, keys + key * CHANNELS, CHANNELS, sums);
         for (int q = 0; q < ASKING; q++) at(scores[q] + key) = sums[q] + at(mask + key);
     }
+
+    // softmax, not yet divided by its sum
     for (int q = 0; q < ASKING; q++) {
         vec tops = at(scores[q] + from[0]);
         for (int span = 0; span < spans; span++)
@@ -172,6 +176,8 @@ static inline void attend(
             }
         total[q] = sum(totals);
     }
+
+    // answer: shares times values, divided by the sum of the shares
     for (int channel = 0; channel < CHANNELS; channel += WIDTH) {
         const num *own = values + channel * KEPT;
         for (int q = 0; q < ASKING; q++) sums[q] = vec{};
