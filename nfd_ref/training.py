@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TOKENIZER_RECIPE', 'WORLD_RECIPE', 'ON_GPU', 'RECIPES', 'weights_hash', 'encode_videos', 'require_length',
            'LatentClips', 'latent_clips', 'loss_by_level', 'SpoiltClips', 'own_mistakes', 'world_loss',
-           'action_shuffle', 'Recipe', 'load_frames', 'train_tokenizer', 'held_out_log', 'begin_with', 'train_world']
+           'action_shuffle', 'Recipe', 'load_frames', 'train_tokenizer', 'shape_for', 'save_world', 'held_out_log',
+           'begin_with', 'train_world']
 
 # %% ../nbs/05_training.ipynb #7c4c5a50
 import hashlib
@@ -74,6 +75,7 @@ def require_length(frames, length):
     if max(frames) < length:
         raise ValueError(f'no episode as long as a training clip of {length} frames')
 
+# %% ../nbs/05_training.ipynb #097c2968
 class LatentClips:
     "Random windows of encoded video: `clips(step)` depends on the seed and the step alone."
     def __init__(self,
@@ -155,12 +157,12 @@ class SpoiltClips:
         eps = torch.randn(x0.shape, generator=numbers)
         batch = dict(x0=x0, actions=actions, t=t, weight=weight, eps=eps)
         if self.mistakes:
-            guess_t, from_noise = self.levels(*t.shape, numbers)
+            guess_t, guess_weight = self.levels(*t.shape, numbers)
             chosen = torch.rand(t.shape, generator=numbers) < self.mistakes
             batch |= dict(
                 guess_t=guess_t,
                 guess_eps=torch.randn(x0.shape, generator=numbers),
-                guessed=chosen & (weight == 0) & (from_noise > 0))
+                guessed=chosen & (weight == 0) & (guess_weight > 0))
         return batch
 
 # %% ../nbs/05_training.ipynb #0a5c1d72
@@ -200,6 +202,8 @@ def action_shuffle(
     """Loss on clips with the true actions and with actions of other clips; a model that ignores
     actions has ratio 1."""
     device = next(model.parameters()).device
+    def loss_with(*given): return flow_matching_loss(model, *(z.to(device) for z in given))[0].item()
+
     true = []
     shuffled = []
     for i in range(batches):
@@ -207,12 +211,8 @@ def action_shuffle(
         numbers = generator(0, i, FOR_HELD_OUT)
         t, weight = levels(*x0.shape[:2], numbers)
         eps = torch.randn(x0.shape, generator=numbers)
-        others = actions.roll(1, 0)
-
-        x0, actions, others, t, eps, weight = (
-            whole.to(device) for whole in (x0, actions, others, t, eps, weight))
-        true.append(flow_matching_loss(model, x0, actions, t, eps, weight)[0].item())
-        shuffled.append(flow_matching_loss(model, x0, others, t, eps, weight)[0].item())
+        true.append(loss_with(x0, actions, t, eps, weight))
+        shuffled.append(loss_with(x0, actions.roll(1, 0), t, eps, weight))
     loss = float(np.mean(true))
     wrong = float(np.mean(shuffled))
     return dict(loss=loss, shuffled=wrong, ratio=wrong / loss)
@@ -306,6 +306,30 @@ def train_tokenizer(
     save_model(Path(out)/'final', tok, info)
     return tok
 
+# %% ../nbs/05_training.ipynb #0500000c
+def shape_for(
+    shape,              # `DiTConfig`
+    tok,                # `Tokenizer`
+    videos              # `VideoFolder`
+):                      # `DiTConfig`
+    "The shape with the latents and grid that this tokenizer makes of these videos, and their actions."
+    return replace(shape, latents=tok.cfg.latents, grid=tok.grid(*videos.size),
+                   actions=videos.space.sizes)
+
+def save_world(
+    out,                # the run's folder
+    model,              # trained
+    videos,             # `VideoFolder` that it was trained on
+    **history           # more fields of `WorldInfo`
+):
+    "OUT/final: the weights, and world.json with how they came to be."
+    save_model(Path(out)/'final', model, WorldInfo(
+        **history,
+        action_space=asdict(videos.space),
+        fps=videos.fps,
+        size=videos.size,
+        **provenance()))
+
 # %% ../nbs/05_training.ipynb #0a5c1d43
 def held_out_log(
     path,               # a log of its own
@@ -347,8 +371,7 @@ def train_world(
     """Train the world model on encoded clips. OUT/final holds it.
     What cannot be trained is refused before anything is written."""
     out = Path(out)
-    shape = replace(shape, latents=tok.cfg.latents, grid=tok.grid(*videos.size),
-                    actions=videos.space.sizes)
+    shape = shape_for(shape, tok, videos)
     require_length([frames for _, frames in videos.episodes], length)
     about = dict(shape=asdict(shape), length=length, levels=asdict(levels), mistakes=mistakes,
                  data=videos.hash())
@@ -373,13 +396,5 @@ def train_world(
 
     spoilt = SpoiltClips(clips, levels, cfg.seed, mistakes)
     model = fit(out, model, world_loss, spoilt, cfg, decides, resume=True, **kwargs)
-
-    save_model(out/'final', model, WorldInfo(
-        **about,
-        train=asdict(cfg),
-        before=before,
-        action_space=asdict(videos.space),
-        fps=videos.fps,
-        size=videos.size,
-        **provenance()))
+    save_world(out, model, videos, **about, train=asdict(cfg), before=before)
     return model
