@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FOR_BATCH', 'FOR_LOSS', 'FOR_HELD_OUT', 'FOR_LAYERS', 'MOMENTS', 'STOPS', 'AHEAD', 'TrainConfig', 'lr_scale',
-           'parameter_groups', 'make_optimizer', 'claim', 'claim_run', 'weight_names', 'moments', 'load_moments',
-           'save_checkpoint', 'load_checkpoint', 'checkpoints', 'step_of', 'read_log', 'append_line', 'trim_log',
-           'ema_update', 'averaged', 'interruptible', 'Run', 'plain', 'Ahead', 'pinned', 'fit']
+           'require_same', 'claim', 'claim_run', 'weight_names', 'moments', 'load_moments', 'save_checkpoint',
+           'load_checkpoint', 'checkpoints', 'step_of', 'read_log', 'append_line', 'trim_log', 'ema_update', 'averaged',
+           'interruptible', 'parameter_groups', 'make_optimizer', 'start_accelerator', 'parts_of', 'Run', 'plain',
+           'Ahead', 'pinned', 'fit']
 
 # %% ../nbs/05b_loop.ipynb #0b000004
 import json
@@ -69,24 +70,23 @@ def lr_scale(step, cfg):
     cool = max(1, round(cfg.steps * cfg.cooldown))
     return min(1., (step + 1) / max(1, cfg.warmup), (cfg.steps - step) / cool)
 
-# %% ../nbs/05b_loop.ipynb #0a5c1d19
-def parameter_groups(model):    # {name: dict(params, lr)}
-    "What the model says of itself; if it says nothing, one group, 'all'. `lr` is a factor."
-    if not hasattr(model, 'parameter_groups'):
-        return dict(all=dict(params=list(model.parameters()), lr=1.))
-    own = model.parameter_groups()
-    groups = {name: dict(params=list(g['params']), lr=g.get('lr', 1.)) for name, g in own.items()}
-    grouped = {id(p) for group in groups.values() for p in group['params']}
-    for name, p in model.named_parameters():
-        if p.requires_grad and id(p) not in grouped:
-            raise ValueError(f'{type(model).__name__}.parameter_groups(): "{name}" is in no group')
-    return groups
-
-def make_optimizer(model, cfg):
-    "AdamW over the groups of a model; each carries its name and its factor on `cfg.lr`."
-    groups = [dict(params=group['params'], name=name, factor=group['lr'])
-              for name, group in parameter_groups(model).items()]
-    return torch.optim.AdamW(groups, cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+# %% ../nbs/05b_loop.ipynb #14ab3ba0
+def require_same(
+    path,               # config.json of a run that was begun
+    config              # what decides the run that wants to go on
+):
+    "A `ValueError` unless both are decided by the same."
+    def entries(config):
+        try:
+            return config['train'] | config['info']
+        except (TypeError, KeyError):
+            raise ValueError(f'{path}: not the config of a run') from None
+    was = entries(read_json(path))
+    now = entries(json.loads(json.dumps(config)))       # tuples become lists, as in the file
+    other = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+    if other:
+        raise ValueError(f'{path.parent}: was begun with another {", ".join(other)}; '
+                         'resume with the same, or start a new run')
 
 # %% ../nbs/05b_loop.ipynb #39bac138
 def claim(
@@ -100,20 +100,7 @@ def claim(
     begun = path.exists()
     if begun and not resume:
         raise FileExistsError(f'{out} already holds a run; give another folder, or resume it')
-
-    def entries(config):
-        try:
-            return config['train'] | config['info']
-        except (TypeError, KeyError):
-            raise ValueError(f'{path}: not the config of a run') from None
-    if begun:
-        was = entries(read_json(path))
-        now = entries(json.loads(json.dumps(config)))   # tuples become lists, as in the file
-        other = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-        if other:
-            raise ValueError(f'{out}: was begun with another {", ".join(other)}; '
-                             'resume with the same, or start a new run')
-
+    if begun: require_same(path, config)
     lock(out)
     sweep(out)
     if not begun: write_json(path, config)
@@ -238,6 +225,52 @@ def interruptible():    # () -> was a stop asked for?
     finally:
         for number, handler in before.items(): signal.signal(number, handler)
 
+# %% ../nbs/05b_loop.ipynb #0a5c1d19
+def parameter_groups(model):    # {name: dict(params, lr)}
+    "What the model says of itself; if it says nothing, one group, 'all'. `lr` is a factor."
+    if not hasattr(model, 'parameter_groups'):
+        return dict(all=dict(params=list(model.parameters()), lr=1.))
+    own = model.parameter_groups()
+    groups = {name: dict(params=list(g['params']), lr=g.get('lr', 1.)) for name, g in own.items()}
+    grouped = {id(p) for group in groups.values() for p in group['params']}
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in grouped:
+            raise ValueError(f'{type(model).__name__}.parameter_groups(): "{name}" is in no group')
+    return groups
+
+def make_optimizer(model, cfg):
+    "AdamW over the groups of a model; each carries its name and its factor on `cfg.lr`."
+    groups = [dict(params=group['params'], name=name, factor=group['lr'])
+              for name, group in parameter_groups(model).items()]
+    return torch.optim.AdamW(groups, cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+# %% ../nbs/05b_loop.ipynb #2650f92c
+def start_accelerator(
+    cfg,                # `TrainConfig`
+    in_turns            # are there weights without a gradient at some steps?
+):                      # `Accelerator`
+    "What puts a network on its device, casts, and adds up the gradients of several processes."
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=in_turns)
+    AcceleratorState._reset_state()     # an earlier run may have had another precision
+    return Accelerator(
+        mixed_precision='bf16' if cfg.bf16 else 'no',
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[wrapping])
+
+def parts_of(
+    cfg,                # `TrainConfig`
+    processes,          # how many there are
+    index               # which one this is
+):                      # slices of a batch, one for each pass of this process
+    "Who computes what: a batch is cut evenly over processes and their passes."
+    if cfg.batch % (processes * cfg.accumulate):
+        raise ValueError(f'a batch of {cfg.batch} cannot be split over {processes} processes '
+                         f'with {cfg.accumulate} passes each')
+    share = cfg.batch // processes
+    size = share // cfg.accumulate
+    begin = index * share
+    return [slice(i, i + size) for i in range(begin, begin + share, size)]
+
 # %% ../nbs/05b_loop.ipynb #0a5c1d28
 class Run:
     "A training under way: what learns, its average, and the step that it has reached."
@@ -247,25 +280,14 @@ class Run:
         cfg,                # `TrainConfig`
         learners=None       # (step) -> names of the groups that learn then; None: all
     ):
-        wrapping = DistributedDataParallelKwargs(find_unused_parameters=learners is not None)
-        AcceleratorState._reset_state()     # an earlier run may have had another precision
-        self.accelerator = Accelerator(
-            mixed_precision='bf16' if cfg.bf16 else 'no',
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[wrapping])
-        processes = self.accelerator.num_processes
-        if cfg.batch % (processes * cfg.accumulate):
-            raise ValueError(f'a batch of {cfg.batch} cannot be split over {processes} processes '
-                             f'with {cfg.accumulate} passes each')
-        share = cfg.batch // processes
-        begin = self.accelerator.process_index * share
+        self.accelerator = start_accelerator(cfg, in_turns=learners is not None)
+        self.main = self.accelerator.is_main_process    # the one that writes
+        self.parts = parts_of(
+            cfg, self.accelerator.num_processes, self.accelerator.process_index)
 
         self.out = Path(out)
         self.cfg = cfg
         self.learners = learners
-        self.main = self.accelerator.is_main_process    # the one that writes
-        size = share // cfg.accumulate
-        self.parts = [slice(i, i + size) for i in range(begin, begin + share, size)]
         self.step = 0                                   # steps done
         self.bare = model.to(self.accelerator.device)
         self.ema = {k: v.detach().clone().float() for k, v in model.state_dict().items()}

@@ -202,7 +202,8 @@ def action_shuffle(
     """Loss on clips with the true actions and with actions of other clips; a model that ignores
     actions has ratio 1."""
     device = next(model.parameters()).device
-    def loss_with(*given): return flow_matching_loss(model, *(z.to(device) for z in given))[0].item()
+    def loss_with(*given):
+        return flow_matching_loss(model, *(z.to(device) for z in given))[0].item()
 
     true = []
     shuffled = []
@@ -312,7 +313,7 @@ def shape_for(
     tok,                # `Tokenizer`
     videos              # `VideoFolder`
 ):                      # `DiTConfig`
-    "The shape with the latents and grid that this tokenizer makes of these videos, and their actions."
+    "The shape with the latents and grid that this tokenizer makes of such videos."
     return replace(shape, latents=tok.cfg.latents, grid=tok.grid(*videos.size),
                    actions=videos.space.sizes)
 
