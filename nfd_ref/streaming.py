@@ -284,6 +284,24 @@ def step(self:World,
     "The next frame, given what the player does."
     return self.decode(self.step_latent(action))
 
+# %% ../nbs/06_streaming.ipynb #04b0c323
+def rollout(
+    world,
+    clip,               # a real `Clip`
+    context=8,          # frames it starts from; the rest is made under the clip's own actions
+    seed=0
+):                      # uint8 [f - context, h, w, 3]
+    "What the world makes of a clip's actions."
+    world.reset(clip[:context], seed)
+    actions = clip.actions[context:]
+    chunk = getattr(world, 'chunk', 1)
+    if chunk == 1: return np.stack([world.step(action) for action in actions])
+
+    short = -len(actions) % chunk           # the last chunk may be wanted in part only
+    whole = np.concatenate([actions, actions[-1:].repeat(short, 0)])
+    made = [world.step_chunk(some) for some in whole.reshape(-1, chunk, whole.shape[1])]
+    return np.concatenate(made)[:len(actions)]
+
 # %% ../nbs/06_streaming.ipynb #ca060002
 @patch
 def step_chunk(self:World,
@@ -325,21 +343,3 @@ def stream(self:World,
             if last is not None: yield last.result()
     finally:
         torch.set_num_threads(threads)      # of threads to come
-
-# %% ../nbs/06_streaming.ipynb #04b0c323
-def rollout(
-    world,
-    clip,               # a real `Clip`
-    context=8,          # frames it starts from; the rest is made under the clip's own actions
-    seed=0
-):                      # uint8 [f - context, h, w, 3]
-    "What the world makes of a clip's actions."
-    world.reset(clip[:context], seed)
-    actions = clip.actions[context:]
-    chunk = getattr(world, 'chunk', 1)
-    if chunk == 1: return np.stack([world.step(action) for action in actions])
-
-    short = -len(actions) % chunk           # the last chunk may be wanted in part only
-    whole = np.concatenate([actions, actions[-1:].repeat(short, 0)])
-    made = [world.step_chunk(some) for some in whole.reshape(-1, chunk, whole.shape[1])]
-    return np.concatenate(made)[:len(actions)]
