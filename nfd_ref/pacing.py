@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'NextAction', 'Key', 'key_events', 'Way', 'Played', 'PacedGame', 'RealClock', 'PaperClock', 'Costs',
-           'PaperWorld', 'measure_costs', 'spread', 'summary', 'paced_ways', 'measure_paced']
+           'PaperWorld', 'measure_costs', 'spread', 'summary', 'paced_ways', 'on_paper', 'measure_paced']
 
 # %% ../nbs/11b_pacing.ipynb #1b000006
 import time
@@ -74,6 +74,7 @@ WAYS = dict(
     sequential=Way(branches=1),
     branches=Way(branches=4))
 
+# %% ../nbs/11b_pacing.ipynb #1b200003
 @dataclass
 class Played:
     "What happened in a paced game. Times in ms."
@@ -280,6 +281,18 @@ def paced_ways():
         ways[f'{name}, early'] = Way(WAYS[name].speculate, WAYS[name].branches, early=True)
     return ways
 
+def on_paper(traces, costs, way, guesser, period):
+    "All traces on paper, played in one way, as one game."
+    total = Played()
+    for seed, trace in enumerate(traces):
+        clock = PaperClock()
+        paper = PaperWorld(costs, clock, way.speculate, seed)
+        keys = key_events(trace, period, seed)
+        game = PacedGame(paper, clock, keys, way, guesser, period)
+        total += game.run(len(trace), trace[0].tolist())
+    return total
+
+# %% ../nbs/11b_pacing.ipynb #1b200008
 def measure_paced(
     world,                  # `Speculator` that drafts one frame
     costs,                  # `Costs`, with the rounds of all ways
@@ -291,16 +304,9 @@ def measure_paced(
     period = 1 / world.fps
     found = dict(paper={}, real={})
     for name, several in traces.items():
-        found['paper'][name] = {}
-        for way_name, way in paced_ways().items():
-            total = Played()
-            for seed, trace in enumerate(several):
-                clock = PaperClock()
-                paper = PaperWorld(costs, clock, way.speculate, seed)
-                keys = key_events(trace, period, seed)
-                game = PacedGame(paper, clock, keys, way, guesser, period)
-                total += game.run(len(trace), trace[0].tolist())
-            found['paper'][name][way_name] = summary(total)
+        found['paper'][name] = {
+            way_name: summary(on_paper(several, costs, way, guesser, period))
+            for way_name, way in paced_ways().items()}
 
     trace = next(iter(traces.values()))[0][:real_frames]
     for way_name in ('none', 'branches'):
