@@ -297,6 +297,7 @@ def beside(
     "A ratio that a slow moment of the machine does not change: the median over the turns."
     return float(np.median(np.array(times) / np.array(others)))
 
+# %% ../nbs/11_speculation.ipynb #11200002
 def measure_rounds(
     world,              # `Speculator`, after a `reset`
     sizes,              # frames of the drafts
