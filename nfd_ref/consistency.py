@@ -111,7 +111,7 @@ def slow_time(
 
 # %% ../nbs/09_consistency.ipynb #cf43773a
 class Head(nn.Module):
-    "A small judge of one block's tokens. It sees a token's neighbours in the frame."
+    "A small critic of one block's tokens. It sees a token's neighbours in the frame."
     def __init__(self, cfg, width=64):
         super().__init__()
         self.grid = [side // cfg.patch for side in cfg.grid]    # of tokens
@@ -143,8 +143,8 @@ class Draws:
     context_noise: torch.Tensor
     level: torch.Tensor             # of the frames that are learnt from
     noise: torch.Tensor
-    judge_level: torch.Tensor       # to which the discriminator noises what it is shown
-    judge_noise: torch.Tensor
+    critic_level: torch.Tensor      # to which the discriminator noises what it is shown
+    critic_noise: torch.Tensor
 
     def part(self, rows, device):
         "The same of some clips of the batch (a slice), on a device."
@@ -190,8 +190,8 @@ def draw(self:ConsistencyConfig, x0, numbers):
         context_noise=normal(*x0.shape),
         level=torch.where(uniform() < self.play_share, of_play, anywhere),
         noise=normal(*x0.shape),
-        judge_level=torch.sigmoid(-.6 + normal(b, f)),          # as SANA-Sprint's
-        judge_noise=normal(*x0.shape))
+        critic_level=torch.sigmoid(-.6 + normal(b, f)),          # as SANA-Sprint's
+        critic_noise=normal(*x0.shape))
 
 # %% ../nbs/09_consistency.ipynb #3ad46135
 class Distiller(nn.Module):
@@ -281,7 +281,7 @@ def pull(self:Distiller, x, t, actions, teacher_v, v, past, warmup):
 
 # %% ../nbs/09_consistency.ipynb #09c00075
 @patch
-def judge(self:Distiller, features, frozen=False):
+def score(self:Distiller, features, frozen=False):
     "Scores [heads, b*f, n]. Through `frozen` heads gradients pass, into them they do not."
     scores = []
     for head, h in zip(self.heads, features):
@@ -295,15 +295,15 @@ def judge(self:Distiller, features, frozen=False):
 def compete(self:Distiller, teacher, x0, made, actions, past, draws):
     "The game: the student's loss G, the heads' loss D, and the mean scores they give."
     def features(z):
-        noisy = add_noise(z, draws.judge_noise, draws.judge_level)
-        return present(teacher, noisy, draws.judge_level, actions, past, self.cfg.blocks)
+        noisy = add_noise(z, draws.critic_noise, draws.critic_level)
+        return present(teacher, noisy, draws.critic_level, actions, past, self.cfg.blocks)
 
     of_made = features(made)
     with torch.no_grad(): of_real = features(x0)
-    real = self.judge(of_real)
-    fake = self.judge([h.detach() for h in of_made])
+    real = self.score(of_real)
+    fake = self.score([h.detach() for h in of_made])
     return dict(
-        G=-self.judge(of_made, frozen=True).mean(),
+        G=-self.score(of_made, frozen=True).mean(),
         D=hinge(real, fake),
         real=real.mean(),
         fake=fake.mean())
