@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SSIM_WINDOW', 'MS_SSIM_WEIGHTS', 'STATISTICS', 'players', 'play_all', 'ms_ssim_scales', 'frame_scores', 'interval',
-           'quality', 'frechet_distance', 'plot_values', 'texture_distance', 'three_digits', 'two_decimals', 'as_code',
-           'or_longer', 'Column', 'Metric', 'of_world', 'gain', 'Quality', 'IdmDistance', 'TextureDistance',
-           'window_statistics', 'normal_range', 'collapse', 'load_torchscript', 'fvd', 'lpips', 'FVD', 'LPIPS']
+           'quality', 'frechet_distance', 'plot_values', 'texture_distance', 'window_statistics', 'normal_range',
+           'collapse', 'three_digits', 'two_decimals', 'as_code', 'or_longer', 'Column', 'Metric', 'IdmDistance',
+           'of_world', 'gain', 'Quality', 'TextureDistance', 'load_torchscript', 'fvd', 'lpips', 'FVD', 'LPIPS']
 
 # %% ../nbs/07_measures.ipynb #2000d302
 from collections.abc import Callable
@@ -174,125 +174,6 @@ def texture_distance(
     b = torch.cat([patches(v) for v in real]).cpu()
     return frechet_distance(a, b)
 
-# %% ../nbs/07_measures.ipynb #64c44df7
-def three_digits(value, row): return f'{value:.3g}' if isinstance(value, float) else str(value)
-
-def two_decimals(value, row): return f'{value:.2f}'
-
-def as_code(value, row): return f'`{value}`'
-
-def or_longer(value, row): return f'> {row["long"]}' if value is None else str(value)
-
-@dataclass
-class Column:
-    "A column of the leaderboard."
-    key: str                            # in a row of the JSON file
-    title: str                          # in the table; None: not shown there
-    found: Callable                     # report -> value
-    text: Callable = three_digits       # (value, row) -> how the table writes it
-
-# %% ../nbs/07_measures.ipynb #eb6cbbdd
-class Metric:
-    "One entry of a report. It knows how to measure, draw and tabulate itself."
-    name = ''           # its key in the report
-    title = ''          # above its plot; '': it has none
-    columns = ()        # of the leaderboard: `Column`s
-    needs = None        # attribute without which a `Setting` cannot have it; None: it always can
-
-    def able(self, setting):
-        "Can it be measured there?"
-        return self.needs is None or bool(getattr(setting, self.needs))
-
-    def frame_count(self, setting):
-        "Frames it has the world make."
-        return 0
-
-    def measure(self, session):
-        "What is found in a `Session` whose setting it is `able` in, as JSON can hold it."
-        raise NotImplementedError(f'{type(self).__name__}.measure')
-
-    def plot(self, found, ax):
-        "What was found, on matplotlib's axes."
-
-# %% ../nbs/07_measures.ipynb #63e4fb0d
-def of_world(
-    report,             # `Report`
-    score,              # 'psnr', 'ssim' or 'ms_ssim'
-    player='world'
-):                      # mean over clips and frames
-    return report.metrics['quality'][player][score]['mean'][0]
-
-def gain(report):
-    "How much closer the world is than a picture that stands still, dB."
-    return round(of_world(report, 'psnr') - of_world(report, 'psnr', 'copy_last'), 2)
-
-# %% ../nbs/07_measures.ipynb #161fbc6d
-class Quality(Metric):
-    "How far are the made frames from what happened?"
-    name = 'quality'
-    title = 'PSNR by frame of the rollout'
-    columns = (
-        Column('psnr', 'PSNR, dB', lambda r: of_world(r, 'psnr'), two_decimals),
-        Column('gain', 'over copy-last, dB', gain),
-        Column('ssim', 'SSIM', lambda r: of_world(r, 'ssim')),
-        Column('ms_ssim', 'MS-SSIM', lambda r: of_world(r, 'ms_ssim')))
-    films = 4           # clips shown on the page
-
-    def frame_count(self, setting):
-        return setting.protocol.clips * setting.protocol.length
-
-    def measure(self, session):
-        for i, (real, made) in enumerate(zip(session.real[:self.films], session.made['world'])):
-            session.films |= {f'clip {i}, real': real, f'clip {i}, world': made}
-        return quality(session.made, session.clips, session.setting.protocol.context)
-
-    def plot(self, found, ax):
-        for name, scores in found.items():
-            psnr = scores['psnr']
-            frames = range(1, len(psnr['curve']) + 1)
-            label = f'{name} {psnr["mean"][0]:.2f}'
-            if name != 'recorded': ax.plot(frames, psnr['curve'], label=label)
-        ax.set(xlabel='frame', ylabel='dB')
-        ax.set_ylim(top=1.4 * ax.get_ylim()[1])         # room for the legend
-        ax.legend(fontsize=8, ncol=2, loc='upper right')
-
-# %% ../nbs/07_measures.ipynb #c1b85913
-class IdmDistance(Metric):
-    "Is it video of this game, in the eyes of the judge?"
-    name = 'idm_distance'
-    needs = 'judge'
-    title = 'idm_distance to real video'
-    columns = (Column(name, 'idm distance', lambda r: r.metrics['idm_distance']['world']),)
-
-    def measure(self, session):
-        s = session.setting
-        length = s.protocol.length + s.judge.span - 1
-        others = draw_clips(s.train, s.protocol.clips, length, s.seed + 1)
-        real = torch.cat([watch(s.judge, clip.frames)[1] for clip in others])
-        found = {}
-        for name, (_, _, features) in session.readings.items():
-            found[name] = round(frechet_distance(features, real), 2)
-        return found | dict(transitions=len(session.readings['world'][2]))
-
-    def plot(self, found, ax):
-        plot_values({name: v for name, v in found.items() if name != 'transitions'}, ax)
-
-# %% ../nbs/07_measures.ipynb #adaf8cb8
-class TextureDistance(Metric):
-    "Is it made of the same textures?"
-    name = 'texture_distance'
-    title = 'texture_distance to what happened'
-    columns = (Column(name, 'texture distance', lambda r: r.metrics['texture_distance']['world']),)
-
-    def measure(self, session):
-        tok = session.setting.world.tok
-        real = session.made['recorded']
-        return {name: round(texture_distance(tok, films, real), 3)
-                for name, films in session.made.items()}
-
-    def plot(self, found, ax):
-        plot_values(found, ax)
-
 # %% ../nbs/07_measures.ipynb #6e6326cc
 STATISTICS = ('brightness', 'tint', 'contrast', 'sharpness', 'change')
 
@@ -338,6 +219,125 @@ def collapse(
     if not len(collapsed): return None, []
     first = int(collapsed[0])
     return first * window, [STATISTICS[i] for i in np.flatnonzero(outside[first])]
+
+# %% ../nbs/07_measures.ipynb #64c44df7
+def three_digits(value, row): return f'{value:.3g}' if isinstance(value, float) else str(value)
+
+def two_decimals(value, row): return f'{value:.2f}'
+
+def as_code(value, row): return f'`{value}`'
+
+def or_longer(value, row): return f'> {row["long"]}' if value is None else str(value)
+
+@dataclass
+class Column:
+    "A column of the leaderboard."
+    key: str                            # in a row of the JSON file
+    title: str                          # in the table; None: not shown there
+    found: Callable                     # report -> value
+    text: Callable = three_digits       # (value, row) -> how the table writes it
+
+# %% ../nbs/07_measures.ipynb #eb6cbbdd
+class Metric:
+    "One entry of a report. It knows how to measure, draw and tabulate itself."
+    name = ''           # its key in the report
+    title = ''          # above its plot; '': it has none
+    columns = ()        # of the leaderboard: `Column`s
+    needs = None        # attribute without which a `Setting` cannot have it; None: it always can
+
+    def able(self, setting):
+        "Can it be measured there?"
+        return self.needs is None or bool(getattr(setting, self.needs))
+
+    def frame_count(self, setting):
+        "Frames it has the world make."
+        return 0
+
+    def measure(self, session):
+        "What is found in a `Session` whose setting it is `able` in, as JSON can hold it."
+        raise NotImplementedError(f'{type(self).__name__}.measure')
+
+    def plot(self, found, ax):
+        "What was found, on matplotlib's axes."
+
+# %% ../nbs/07_measures.ipynb #c1b85913
+class IdmDistance(Metric):
+    "Is it video of this game, in the eyes of the judge?"
+    name = 'idm_distance'
+    needs = 'judge'
+    title = 'idm_distance to real video'
+    columns = (Column(name, 'idm distance', lambda r: r.metrics['idm_distance']['world']),)
+
+    def measure(self, session):
+        s = session.setting
+        length = s.protocol.length + s.judge.span - 1
+        others = draw_clips(s.train, s.protocol.clips, length, s.seed + 1)
+        real = torch.cat([watch(s.judge, clip.frames)[1] for clip in others])
+        found = {}
+        for name, (_, _, features) in session.readings.items():
+            found[name] = round(frechet_distance(features, real), 2)
+        return found | dict(transitions=len(session.readings['world'][2]))
+
+    def plot(self, found, ax):
+        plot_values({name: v for name, v in found.items() if name != 'transitions'}, ax)
+
+# %% ../nbs/07_measures.ipynb #63e4fb0d
+def of_world(
+    report,             # `Report`
+    score,              # 'psnr', 'ssim' or 'ms_ssim'
+    player='world'
+):                      # mean over clips and frames
+    return report.metrics['quality'][player][score]['mean'][0]
+
+def gain(report):
+    "How much closer the world is than a picture that stands still, dB."
+    return round(of_world(report, 'psnr') - of_world(report, 'psnr', 'copy_last'), 2)
+
+# %% ../nbs/07_measures.ipynb #161fbc6d
+class Quality(Metric):
+    "How far are the made frames from what happened?"
+    name = 'quality'
+    title = 'PSNR by frame of the rollout'
+    columns = (
+        Column('psnr', 'PSNR, dB', lambda r: of_world(r, 'psnr'), two_decimals),
+        Column('gain', 'over copy-last, dB', gain),
+        Column('ssim', 'SSIM', lambda r: of_world(r, 'ssim')),
+        Column('ms_ssim', 'MS-SSIM', lambda r: of_world(r, 'ms_ssim')))
+    films = 4           # clips shown on the page
+
+    def frame_count(self, setting):
+        return setting.protocol.clips * setting.protocol.length
+
+    def measure(self, session):
+        for i, (real, made) in enumerate(zip(session.real[:self.films], session.made['world'])):
+            session.films |= {f'clip {i}, real': real, f'clip {i}, world': made}
+        return quality(session.made, session.clips, session.setting.protocol.context)
+
+    def plot(self, found, ax):
+        for name, scores in found.items():
+            psnr = scores['psnr']
+            frames = range(1, len(psnr['curve']) + 1)
+            label = f'{name} {psnr["mean"][0]:.2f}'
+            if name != 'recorded': ax.plot(frames, psnr['curve'], label=label)
+        ax.set(xlabel='frame', ylabel='dB')
+        ax.set_ylim(top=1.4 * ax.get_ylim()[1])         # room for the legend
+        ax.legend(fontsize=8, ncol=2, loc='upper right')
+
+# %% ../nbs/07_measures.ipynb #adaf8cb8
+class TextureDistance(Metric):
+    "Is it made of the same textures?"
+    name = 'texture_distance'
+    title = 'texture_distance to what happened'
+    columns = (Column(name, 'texture distance', lambda r: r.metrics['texture_distance']['world']),)
+
+    def measure(self, session):
+        tok = session.setting.world.tok
+        real = session.made['recorded']
+        return {name: round(texture_distance(tok, films, real), 3)
+                for name, films in session.made.items()}
+
+    def plot(self, found, ax):
+        plot_values(found, ax)
 
 # %% ../nbs/07_measures.ipynb #0c012bac
 def load_torchscript(path):
