@@ -495,7 +495,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'nfd_ref.loop.read_log': ('loop.html#read_log', 'nfd_ref/loop.py'),
                               'nfd_ref.loop.require_same': ('loop.html#require_same', 'nfd_ref/loop.py'),
                               'nfd_ref.loop.save_checkpoint': ('loop.html#save_checkpoint', 'nfd_ref/loop.py'),
-                              'nfd_ref.loop.start_accelerator': ('loop.html#start_accelerator', 'nfd_ref/loop.py'),
                               'nfd_ref.loop.step_of': ('loop.html#step_of', 'nfd_ref/loop.py'),
                               'nfd_ref.loop.trim_log': ('loop.html#trim_log', 'nfd_ref/loop.py'),
                               'nfd_ref.loop.weight_names': ('loop.html#weight_names', 'nfd_ref/loop.py')},

@@ -6,8 +6,7 @@
 __all__ = ['FOR_BATCH', 'FOR_LOSS', 'FOR_HELD_OUT', 'FOR_LAYERS', 'MOMENTS', 'STOPS', 'AHEAD', 'TrainConfig', 'lr_scale',
            'require_same', 'claim', 'claim_run', 'weight_names', 'moments', 'load_moments', 'save_checkpoint',
            'load_checkpoint', 'checkpoints', 'step_of', 'read_log', 'append_line', 'trim_log', 'ema_update', 'averaged',
-           'interruptible', 'parameter_groups', 'make_optimizer', 'start_accelerator', 'parts_of', 'Run', 'plain',
-           'Ahead', 'pinned', 'fit']
+           'interruptible', 'parameter_groups', 'make_optimizer', 'parts_of', 'Run', 'plain', 'Ahead', 'pinned', 'fit']
 
 # %% ../nbs/05b_loop.ipynb #0b000004
 import json
@@ -71,14 +70,10 @@ def lr_scale(step, cfg):
     return min(1., (step + 1) / max(1, cfg.warmup), (cfg.steps - step) / cool)
 
 # %% ../nbs/05b_loop.ipynb #14ab3ba0
-def require_same(
-    path,               # config.json of a run that was begun
-    config              # what decides the run that wants to go on
-):
-    "A `ValueError` unless both are decided by the same."
+def require_same(path, config):
+    "A `ValueError` unless the run of config.json, in `path`, was begun with this config."
     def entries(config):
-        try:
-            return config['train'] | config['info']
+        try: return config['train'] | config['info']
         except (TypeError, KeyError):
             raise ValueError(f'{path}: not the config of a run') from None
     was = entries(read_json(path))
@@ -184,10 +179,8 @@ def trim_log(path, step):
     path = Path(path)
     if not path.exists(): return
     def belongs(line):
-        try:
-            return json.loads(line)['step'] <= step
-        except (ValueError, TypeError, KeyError):       # cut, or no line of a log
-            return False
+        try: return json.loads(line)['step'] <= step
+        except (ValueError, TypeError, KeyError): return False      # cut, or no line of a log
     keep = [line + '\n' for line in path.read_text(errors='replace').splitlines() if belongs(line)]
     with write_aside(path) as tmp: tmp.write_text(''.join(keep))
 
@@ -245,31 +238,14 @@ def make_optimizer(model, cfg):
     return torch.optim.AdamW(groups, cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
 
 # %% ../nbs/05b_loop.ipynb #2650f92c
-def start_accelerator(
-    cfg,                # `TrainConfig`
-    in_turns            # are there weights without a gradient at some steps?
-):                      # `Accelerator`
-    "What puts a network on its device, casts, and adds up the gradients of several processes."
-    wrapping = DistributedDataParallelKwargs(find_unused_parameters=in_turns)
-    AcceleratorState._reset_state()     # an earlier run may have had another precision
-    return Accelerator(
-        mixed_precision='bf16' if cfg.bf16 else 'no',
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[wrapping])
-
-def parts_of(
-    cfg,                # `TrainConfig`
-    processes,          # how many there are
-    index               # which one this is
-):                      # slices of a batch, one for each pass of this process
-    "Who computes what: a batch is cut evenly over processes and their passes."
+def parts_of(cfg, processes, index):
+    "Slices of a batch: one for each pass of process number `index`."
     if cfg.batch % (processes * cfg.accumulate):
         raise ValueError(f'a batch of {cfg.batch} cannot be split over {processes} processes '
                          f'with {cfg.accumulate} passes each')
     share = cfg.batch // processes
     size = share // cfg.accumulate
-    begin = index * share
-    return [slice(i, i + size) for i in range(begin, begin + share, size)]
+    return [slice(i, i + size) for i in range(index * share, (index + 1) * share, size)]
 
 # %% ../nbs/05b_loop.ipynb #0a5c1d28
 class Run:
@@ -280,10 +256,14 @@ class Run:
         cfg,                # `TrainConfig`
         learners=None       # (step) -> names of the groups that learn then; None: all
     ):
-        self.accelerator = start_accelerator(cfg, in_turns=learners is not None)
+        wrapping = DistributedDataParallelKwargs(find_unused_parameters=learners is not None)
+        AcceleratorState._reset_state()     # an earlier run may have had another precision
+        self.accelerator = Accelerator(
+            mixed_precision='bf16' if cfg.bf16 else 'no',
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[wrapping])
         self.main = self.accelerator.is_main_process    # the one that writes
-        self.parts = parts_of(
-            cfg, self.accelerator.num_processes, self.accelerator.process_index)
+        self.parts = parts_of(cfg, self.accelerator.num_processes, self.accelerator.process_index)
 
         self.out = Path(out)
         self.cfg = cfg
