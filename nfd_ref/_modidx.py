@@ -25,7 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'nfd_ref.arms.chunk_cost': ('arms.html#chunk_cost', 'nfd_ref/arms.py'),
                               'nfd_ref.arms.compare_arms': ('arms.html#compare_arms', 'nfd_ref/arms.py'),
                               'nfd_ref.arms.curve_of': ('arms.html#curve_of', 'nfd_ref/arms.py'),
-                              'nfd_ref.arms.finished': ('arms.html#finished', 'nfd_ref/arms.py'),
+                              'nfd_ref.arms.final_worlds': ('arms.html#final_worlds', 'nfd_ref/arms.py'),
                               'nfd_ref.arms.gate_of': ('arms.html#gate_of', 'nfd_ref/arms.py'),
                               'nfd_ref.arms.known_before': ('arms.html#known_before', 'nfd_ref/arms.py'),
                               'nfd_ref.arms.looks_ahead': ('arms.html#looks_ahead', 'nfd_ref/arms.py'),

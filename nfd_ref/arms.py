@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'NEAR_BEST', 'spread', 'losses', 'ArmsProtocol', 'ArmsRecord', 'gate_of', 'seconds_of', 'chunk_cost', 'Arm',
-           'looks_ahead', 'finished', 'about_run', 'arms_of', 'tokens_seen', 'ahead_player', 'player_of', 'Bench',
+           'looks_ahead', 'final_worlds', 'about_run', 'arms_of', 'tokens_seen', 'ahead_player', 'player_of', 'Bench',
            'curve_of', 'streaming_speed', 'known_before', 'compare_arms', 'Watch', 'best_checkpoint']
 
 # %% ../nbs/10c_arms.ipynb #dc000005
@@ -21,8 +21,7 @@ from .diffusion import add_noise, generator
 from .doom import load_branches
 from .judge import IDMConfig, InverseDynamics, action_scores, follow, watch
 from .loop import append_line, read_log, trim_log
-from .measures import (
-    frechet_distance, interval, normal_range, play_all, texture_distance)
+from .measures import frechet_distance, interval, normal_range, play_all, texture_distance
 from .storage import (
     JudgeInfo, TokenizerInfo, WorldInfo, fingerprint, load_into, load_model, load_tensors,
     provenance, read_record, save_model, save_tensors, write_record)
@@ -160,9 +159,8 @@ def chunk_cost(
         world = World(model, student.tok, student.space, student.size, student.fps, student.steps,
                       student.sampler, student.context_noise, device='cpu', engine='rolling')
         world.reset(clip[:context])
-        action = clip.actions[context]
         one = world.step if chunk == 1 else world.step_chunk
-        given = action if chunk == 1 else [action] * chunk
+        given = clip.actions[context] if chunk == 1 else [clip.actions[context]] * chunk
         ms = 1000 * seconds_of(one, given, times=8)
         found[str(chunk)] = dict(
             chunk_ms=round(ms, 1),
@@ -180,7 +178,7 @@ class Arm:
 
 def looks_ahead(cfg): return cfg.chunk == cfg.window > 1
 
-def finished(runs):
+def final_worlds(runs):
     "The world.json of each run that came to its end."
     return sorted(Path(runs).glob('*/final/world.json'))
 
@@ -199,7 +197,7 @@ def arms_of(
     "All that can be measured: what is there, each with its calls."
     arms = {f'causal world, {n} calls': Arm(Path(world), dict(steps=n), n == 4) for n in (18, 4)}
     arms |= {f'consistency, {n} calls': Arm(Path(student), dict(steps=n), n == 2) for n in (2, 1)}
-    for path in finished(runs):
+    for path in final_worlds(runs):
         name = path.parent.parent.name
         info = read_record(path, WorldInfo)
         if looks_ahead(DiTConfig(**info.shape)):
@@ -384,7 +382,7 @@ def compare_arms(
             flat=round(float(is_flat(long_trace(bench.videos, protocol.long).frames).mean()), 3)),
         rows=rows,
         speed=known_speed,
-        runs={path.parent.parent.name: about_run(path) for path in finished(runs)},
+        runs={path.parent.parent.name: about_run(path) for path in final_worlds(runs)},
         curves={log.parent.name: curve_of(log) for log in sorted(Path(runs).glob('*/log.jsonl'))},
         **provenance())
     for name, arm in tqdm(arms.items(), 'arms', disable=not progress):
