@@ -35,6 +35,7 @@ def packed(picture):    # uint8 [height, width, 3] -> (header, bytes)
     Image.fromarray(picture).save(file, 'jpeg', quality=85)
     return header | dict(format='jpeg'), file.getvalue()
 
+# %% ../nbs/13e_console.ipynb #6fe6bd8f
 @dataclass
 class Picture:
     "What a front end paints."
@@ -81,33 +82,39 @@ class View:
             self.menu_due = True
             self.state_due = True
 
-    def offer(self, picture=None):
-        "There is a newer picture; without one, a newer state."
-        with self.changed:
-            if picture is None: self.state_due = True
-            else: self.picture = picture
-            self.changed.notify_all()
+# %% ../nbs/13e_console.ipynb #4c9b8f4f
+@patch
+def offer(self:View, picture=None):
+    "There is a newer picture; without one, a newer state."
+    with self.changed:
+        if picture is None: self.state_due = True
+        else: self.picture = picture
+        self.changed.notify_all()
 
-    def painted(self, serials):
-        with self.changed: self.flying -= set(serials)
+@patch
+def painted(self:View, serials):
+    with self.changed: self.flying -= set(serials)
 
-    def take(self, patience=0.):
-        "(menu due?, state due?, picture or None) if there is something, after waiting for it."
-        with self.changed:
-            if not self.owes(): self.changed.wait(patience)
-            if not self.owes(): return None
-            picture = self.picture if len(self.flying) < self.ahead else None
-            owed = (self.menu_due, self.state_due, picture)
-            self.menu_due = False
-            self.state_due = False
-            if picture is not None:
-                self.flying.add(picture.serial)
-                self.picture = None
-            return owed
+# %% ../nbs/13e_console.ipynb #ef6c7e42
+@patch
+def take(self:View, patience=0.):
+    "(menu due?, state due?, picture or None) if there is something, after waiting for it."
+    with self.changed:
+        if not self.owes(): self.changed.wait(patience)
+        if not self.owes(): return None
+        picture = self.picture if len(self.flying) < self.ahead else None
+        owed = (self.menu_due, self.state_due, picture)
+        self.menu_due = False
+        self.state_due = False
+        if picture is not None:
+            self.flying.add(picture.serial)
+            self.picture = None
+        return owed
 
-    def owes(self):
-        waiting = self.picture is not None and len(self.flying) < self.ahead
-        return self.menu_due or self.state_due or waiting
+@patch
+def owes(self:View):
+    waiting = self.picture is not None and len(self.flying) < self.ahead
+    return self.menu_due or self.state_due or waiting
 
 # %% ../nbs/13e_console.ipynb #7e000014
 LONELY = 20.            # seconds without anybody who draws, and the session pauses
@@ -166,6 +173,7 @@ def watch(self:Console, made):
     if session.playing and time.monotonic() - self.looked > LONELY:
         session.pause('paused: nobody looks')
 
+# %% ../nbs/13e_console.ipynb #f94afbba
 @patch
 def made_rate(self:Console):
     "Frames a second, over the last two seconds."
@@ -177,89 +185,6 @@ def made_rate(self:Console):
 @patch
 def push(self:Console, view):
     "Views that are sent to, and do not ask, override this."
-
-# %% ../nbs/13e_console.ipynb #7e000017
-@patch
-def menu(self:Console):
-    "What can be chosen, for a front end to draw."
-    session = self.session
-    device = session.world.device.type
-    engines = [name for name, engine in ENGINES.items() if device in engine.devices]
-    height, width = session.world.size
-    choices = dict(world=list(self.worlds), engine=engines)
-    numbers = dict(
-        steps=('steps', 1, 50, 1),
-        context_noise=('context noise', 0, .95, .05),
-        rate=('frames/s', 1, 60, 1),
-        seed=('seed', 0, 2**32 - 1, 1))
-    controls = [dict(kind='start', name='start', label='start', options=self.thumbnails())]
-    controls += [dict(kind='choice', name=name, label=name, options=options)
-                 for name, options in choices.items()]
-    controls += [dict(kind='number', name=name, label=label, least=least, most=most, by=by)
-                 for name, (label, least, most, by) in numbers.items()]
-    controls += [dict(kind='switch', name=f'lens {name}', label=name) for name in self.lenses()]
-    return dict(
-        width=width,
-        height=height,
-        codes=bindings(session.world.space),
-        camera=any(field in CAMERA for field in session.world.space.fields),
-        controls=controls)
-
-@patch
-def thumbnails(self:Console):
-    "The last frame of each beginning, as a picture that can stand in a page."
-    if self.pictures is None:
-        self.pictures = []
-        for name, place in self.starts.items():
-            file = io.BytesIO()
-            last = replace(place, start=place.stop - 1).clip().frames[-1]
-            Image.fromarray(last).save(file, 'jpeg', quality=80)
-            data = base64.b64encode(file.getvalue()).decode()
-            self.pictures.append(dict(value=name, picture=f'data:image/jpeg;base64,{data}'))
-    return self.pictures
-
-@patch
-def lenses(self:Console):
-    "Names of those that can be opened here."
-    names = list(LENSES)
-    if not has_simulator(self.session.setting): names.remove('simulator')
-    if len(self.worlds) > 1: names.append('second world')
-    return names
-
-# %% ../nbs/13e_console.ipynb #7e000018
-@patch
-def state(self:Console):
-    "What is chosen now, and what there is to say."
-    session = self.session
-    setting = session.setting
-    chosen = {place: name for name, place in self.starts.items()}
-    values = dict(
-        world=Path(setting.world).name,
-        start=chosen[setting.start],
-        steps=setting.steps,
-        engine=setting.engine,
-        context_noise=setting.context_noise,
-        rate=session.rate,
-        seed=session.seed)
-    values |= {f'lens {name}': name in session.lenses for name in self.lenses()}
-    return dict(
-        playing=session.playing,
-        said=session.said,
-        film=self.film,
-        values=values)
-
-@patch
-def message(self:Console, view, owed):
-    "(header, [bytes]) of what a view took."
-    menu_due, state_due, picture = owed
-    content = dict(to=view.name)
-    parts = []
-    if menu_due: content['menu'] = self.menu()
-    if state_due: content['state'] = self.state()
-    if picture is not None:
-        header, parts = picture.packed
-        content['picture'] = header | dict(press=picture.made.presses.get(view.name, 0))
-    return content, parts
 
 # %% ../nbs/13e_console.ipynb #7e00001a
 @patch
@@ -317,6 +242,7 @@ def choose_lens(self:Console, name, is_open):
     else:
         open_lens(self.session, name, LENSES[name]())
 
+# %% ../nbs/13e_console.ipynb #887d49cd
 @patch
 def change(self:Console, name, value):
     "Another world, beginning, number of steps...: over from the beginning, playing or paused."
@@ -337,6 +263,7 @@ def change(self:Console, name, value):
     session.tell('playing' if session.playing else 'ready')
     self.refresh(menu=name == 'world')
 
+# %% ../nbs/13e_console.ipynb #333785b0
 @patch
 def refresh(self:Console, menu=False):
     "All views are owed the state, and the menu if it changed."
@@ -360,3 +287,88 @@ def save(self:Console):
         self.refresh()
 
     session.order(keep)
+
+# %% ../nbs/13e_console.ipynb #7e000017
+@patch
+def menu(self:Console):
+    "What can be chosen, for a front end to draw."
+    session = self.session
+    device = session.world.device.type
+    engines = [name for name, engine in ENGINES.items() if device in engine.devices]
+    height, width = session.world.size
+    choices = dict(world=list(self.worlds), engine=engines)
+    numbers = dict(
+        steps=('steps', 1, 50, 1),
+        context_noise=('context noise', 0, .95, .05),
+        rate=('frames/s', 1, 60, 1),
+        seed=('seed', 0, 2**32 - 1, 1))
+    controls = [dict(kind='start', name='start', label='start', options=self.thumbnails())]
+    controls += [dict(kind='choice', name=name, label=name, options=options)
+                 for name, options in choices.items()]
+    controls += [dict(kind='number', name=name, label=label, least=least, most=most, by=by)
+                 for name, (label, least, most, by) in numbers.items()]
+    controls += [dict(kind='switch', name=f'lens {name}', label=name) for name in self.lenses()]
+    return dict(
+        width=width,
+        height=height,
+        codes=bindings(session.world.space),
+        camera=any(field in CAMERA for field in session.world.space.fields),
+        controls=controls)
+
+# %% ../nbs/13e_console.ipynb #34bbd246
+@patch
+def thumbnails(self:Console):
+    "The last frame of each beginning, as a picture that can stand in a page."
+    if self.pictures is None:
+        self.pictures = []
+        for name, place in self.starts.items():
+            file = io.BytesIO()
+            last = replace(place, start=place.stop - 1).clip().frames[-1]
+            Image.fromarray(last).save(file, 'jpeg', quality=80)
+            data = base64.b64encode(file.getvalue()).decode()
+            self.pictures.append(dict(value=name, picture=f'data:image/jpeg;base64,{data}'))
+    return self.pictures
+
+@patch
+def lenses(self:Console):
+    "Names of those that can be opened here."
+    names = list(LENSES)
+    if not has_simulator(self.session.setting): names.remove('simulator')
+    if len(self.worlds) > 1: names.append('second world')
+    return names
+
+# %% ../nbs/13e_console.ipynb #7e000018
+@patch
+def state(self:Console):
+    "What is chosen now, and what there is to say."
+    session = self.session
+    setting = session.setting
+    chosen = {place: name for name, place in self.starts.items()}
+    values = dict(
+        world=Path(setting.world).name,
+        start=chosen[setting.start],
+        steps=setting.steps,
+        engine=setting.engine,
+        context_noise=setting.context_noise,
+        rate=session.rate,
+        seed=session.seed)
+    values |= {f'lens {name}': name in session.lenses for name in self.lenses()}
+    return dict(
+        playing=session.playing,
+        said=session.said,
+        film=self.film,
+        values=values)
+
+# %% ../nbs/13e_console.ipynb #ab3064c1
+@patch
+def message(self:Console, view, owed):
+    "(header, [bytes]) of what a view took."
+    menu_due, state_due, picture = owed
+    content = dict(to=view.name)
+    parts = []
+    if menu_due: content['menu'] = self.menu()
+    if state_due: content['state'] = self.state()
+    if picture is not None:
+        header, parts = picture.packed
+        content['picture'] = header | dict(press=picture.made.presses.get(view.name, 0))
+    return content, parts
