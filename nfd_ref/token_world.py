@@ -72,6 +72,7 @@ class TokenCache:
         self.next += 1
         self.held = 0
 
+# %% ../nbs/12c_token_world.ipynb #6061e4b7
 class TokenView:
     "One layer's side of a `TokenCache` in one pass."
     def __init__(self, cache, layer):
@@ -96,6 +97,7 @@ class TokenEngine:
     dtype: torch.dtype
     name: str = 'cached'
 
+# %% ../nbs/12c_token_world.ipynb #b38e05dd
 class TokenWorld:
     "A token transformer, ready to play: `reset`, `append` and `step`, as a `World` has them."
     context_noise = None        # the past is looked at as it is
@@ -144,38 +146,6 @@ class TokenWorld:
     _check_start = World._check_start
     _action = World._action
 
-# %% ../nbs/12c_token_world.ipynb #b0700021
-@patch(cls_method=True)
-def load(cls:TokenWorld,
-    folder,                 # holds tokens.* and codes.*
-    **overrides             # of `TokenWorld`'s arguments
-):                          # a `TokenWorld`
-    "The token world kept in a folder, with the sampling that was measured best for it."
-    model, info = load_model(folder, TokensInfo, TokenTransformer, TokensConfig)
-    tok, codes = load_model(folder, CodesInfo, CodeTokenizer, CodesConfig)
-    if codes.weights != info.codes:
-        raise ValueError(f'{folder}: tokens.json was trained with codes {info.codes}, '
-                         f'but codes.json is {codes.weights}')
-    if tok.cfg.vocabulary != model.cfg.vocabulary or tok.grid(*info.size) != model.cfg.grid:
-        raise ValueError(f'{folder}: the tokenizer has {tok.cfg.vocabulary} codes on '
-                         f'{tok.grid(*info.size)}, the network {model.cfg.vocabulary} on '
-                         f'{model.cfg.grid}')
-    space = ActionSpace(**info.action_space)
-    if space.sizes != model.cfg.actions:
-        raise ValueError(f'{folder}: the action space has {space.sizes} choices, '
-                         f'the network {model.cfg.actions}')
-    unknown = overrides.keys() & {'steps', 'sampler', 'shift', 'context_noise', 'engine', 'dtype'}
-    if unknown:
-        raise ValueError(f'{folder}: {", ".join(sorted(unknown))} belong to a diffusion world; '
-                         'this one has an order, a temperature and a top_p')
-    return cls(model, tok, space, info.size, info.fps, **info.sampling | overrides)
-
-@patch(cls_method=True)
-def weights(cls:TokenWorld, folder):
-    "Fingerprints of what is in a folder, for a report."
-    return dict(tokenizer=fingerprint(Path(folder)/'codes.safetensors'),
-                world=fingerprint(Path(folder)/'tokens.safetensors'))
-
 # %% ../nbs/12c_token_world.ipynb #b0700022
 @patch
 def _run(self:TokenWorld, x, turn, mask=None):
@@ -194,6 +164,7 @@ def _whole(self:TokenWorld, codes, actions):
     mask = torch.cat([before, mask], 1).to(x.device)
     self._run(x, self.model.turns(self.cache.next, f, self.order, x), mask)
 
+# %% ../nbs/12c_token_world.ipynb #38d1d7da
 @patch
 def reset(self:TokenWorld,
     clip,               # a `Clip` of at least one frame; the last `window - 1` of it are looked at
@@ -252,6 +223,7 @@ def step_codes(self:TokenWorld,
     self.cache.done()
     return codes[0]
 
+# %% ../nbs/12c_token_world.ipynb #37b035c1
 @patch
 def step(self:TokenWorld,
     action              # choice number, name, {field: name} or int [k]
@@ -288,3 +260,36 @@ def choose_draw(
     info.sampling_trial = tuple(trials)
     write_record(path, info)
     return best
+
+# %% ../nbs/12c_token_world.ipynb #b0700021
+@patch(cls_method=True)
+def load(cls:TokenWorld,
+    folder,                 # holds tokens.* and codes.*
+    **overrides             # of `TokenWorld`'s arguments
+):                          # a `TokenWorld`
+    "The token world kept in a folder, with the sampling that was measured best for it."
+    model, info = load_model(folder, TokensInfo, TokenTransformer, TokensConfig)
+    tok, codes = load_model(folder, CodesInfo, CodeTokenizer, CodesConfig)
+    if codes.weights != info.codes:
+        raise ValueError(f'{folder}: tokens.json was trained with codes {info.codes}, '
+                         f'but codes.json is {codes.weights}')
+    if tok.cfg.vocabulary != model.cfg.vocabulary or tok.grid(*info.size) != model.cfg.grid:
+        raise ValueError(f'{folder}: the tokenizer has {tok.cfg.vocabulary} codes on '
+                         f'{tok.grid(*info.size)}, the network {model.cfg.vocabulary} on '
+                         f'{model.cfg.grid}')
+    space = ActionSpace(**info.action_space)
+    if space.sizes != model.cfg.actions:
+        raise ValueError(f'{folder}: the action space has {space.sizes} choices, '
+                         f'the network {model.cfg.actions}')
+    unknown = overrides.keys() & {'steps', 'sampler', 'shift', 'context_noise', 'engine', 'dtype'}
+    if unknown:
+        raise ValueError(f'{folder}: {", ".join(sorted(unknown))} belong to a diffusion world; '
+                         'this one has an order, a temperature and a top_p')
+    return cls(model, tok, space, info.size, info.fps, **info.sampling | overrides)
+
+# %% ../nbs/12c_token_world.ipynb #532d3c5d
+@patch(cls_method=True)
+def weights(cls:TokenWorld, folder):
+    "Fingerprints of what is in a folder, for a report."
+    return dict(tokenizer=fingerprint(Path(folder)/'codes.safetensors'),
+                world=fingerprint(Path(folder)/'tokens.safetensors'))
