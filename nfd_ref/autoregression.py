@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTION', 'ORDERS', 'TOKENS_RECIPE', 'Order', 'make_order', 'raster', 'diagonal', 'rows', 'order_of', 'TokensConfig',
            'TokenAttention', 'TokenBlock', 'TokenTransformer', 'order_mask', 'nats', 'tokens_loss', 'CodeClips',
-           'code_clips', 'held_out_nats', 'train_tokens']
+           'code_clips', 'held_out_nats', 'fresh_model', 'keep_tokens', 'train_tokens']
 
 # %% ../nbs/12_autoregression.ipynb #a0700011
 import math
@@ -62,7 +62,7 @@ def make_order(
     asked               # place of the code that is fed to ask for it, or `ACTION`, int [h, w]
 ):                      # `Order`
     """Every place has an element that asks for it. A code that asks for nothing has one too, so
-    that it is seen; it seems to ask for the next place of the row, as it does in raster order."""
+    that it is seen; it seems to ask for the place after its own, as in raster order."""
     n = made.numel()
     made_in = made.flatten()
     source = asked.flatten()
@@ -152,6 +152,7 @@ class TokenAttention(Attention):
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(seen.transpose(1, 2).flatten(2))
 
+# %% ../nbs/12_autoregression.ipynb #0c339332
 class TokenBlock(nn.Module):
     "`Block` without the condition: the action is an element like the codes."
     def __init__(self, cfg):
@@ -206,6 +207,7 @@ def embed(self:TokenTransformer,
         carried = torch.where((source == ACTION)[:, None].to(carried.device), action, carried)
     return carried + self.place.weight[asks]
 
+# %% ../nbs/12_autoregression.ipynb #cecbb575
 @patch
 def turns(self:TokenTransformer,
     start,              # number of the first frame
@@ -233,6 +235,7 @@ def order_mask(
     ago = frame[:, None] - frame
     return (ago > 0) & (ago < window) | (ago == 0) & order.sees().repeat(f, f)
 
+# %% ../nbs/12_autoregression.ipynb #40fd018a
 @patch
 def core(self:TokenTransformer, x, cache=None, **attn_kwargs):
     "[b, m, d] -> [b, m, d], the network between what is fed and the answers."
@@ -311,6 +314,35 @@ def held_out_nats(
     return dict(nats=whole, later=later, wrong_action=wrong, ratio=round(wrong / later, 4))
 
 # %% ../nbs/12_autoregression.ipynb #a070001d
+def fresh_model(tok, tokenizer, videos, cfg, shape, length, init):
+    "The transformer to train; what its run is about; the trainings before it."
+    shape = replace(shape or TokensConfig(), grid=tok.grid(*videos.size),
+                    vocabulary=tok.cfg.vocabulary, actions=videos.space.sizes)
+    require_length([frames for _, frames in videos.episodes], length)
+    torch.manual_seed(cfg.seed)         # of the first weights
+    model = TokenTransformer(shape)
+    about = dict(shape=asdict(shape), length=length, data=videos.hash(), order=shape.order,
+                 codes=fingerprint(Path(tokenizer)/'codes.safetensors'))
+    if not init: return model, about, ()
+    weights = Path(init)/'tokens.safetensors'
+    load_into(model, load_tensors(weights), weights)
+    before = read_record(Path(init)/'tokens.json', TokensInfo).history()
+    return model, about | dict(init=fingerprint(weights)), before
+
+# %% ../nbs/12_autoregression.ipynb #b667bb64
+def keep_tokens(out, model, tokenizer, videos, about, before, cfg):
+    "The network and its tokenizer into a folder that can be played."
+    save_model(out, model, TokensInfo(
+        **about,
+        train=asdict(cfg),
+        before=before,
+        action_space=asdict(videos.space),
+        fps=videos.fps,
+        size=videos.size,
+        **provenance()))
+    for suffix in ('.json', '.safetensors'): shutil.copy(Path(tokenizer)/f'codes{suffix}', out)
+
+# %% ../nbs/12_autoregression.ipynb #a94321d8
 TOKENS_RECIPE = TrainConfig(steps=3400, batch=16, lr=1.5e-3)    # as `WORLD_RECIPE`
 
 def train_tokens(
@@ -325,44 +357,20 @@ def train_tokens(
     init=None,          # folder of a token transformer to go on from, perhaps of another order
     **kwargs            # for `fit`
 ):                      # the trained `TokenTransformer` (averaged weights)
-    """Train the token transformer. OUT/final holds it and its tokenizer, and can be played.
-    What cannot be trained is refused before anything is written."""
+    "Train the token transformer. OUT/final holds it and its tokenizer, and can be played."
     out = Path(out)
     tok = load_codes(tokenizer)
-    shape = replace(shape or TokensConfig(), grid=tok.grid(*videos.size),
-                    vocabulary=tok.cfg.vocabulary, actions=videos.space.sizes)
-    require_length([frames for _, frames in videos.episodes], length)
-    torch.manual_seed(cfg.seed)         # of the first weights
-    model = TokenTransformer(shape)
-    about = dict(shape=asdict(shape), length=length, data=videos.hash(), order=shape.order,
-                 codes=fingerprint(Path(tokenizer)/'codes.safetensors'))
-    before = ()
-    if init:
-        weights = Path(init)/'tokens.safetensors'
-        load_into(model, load_tensors(weights), weights)
-        about['init'] = fingerprint(weights)
-        before = read_record(Path(init)/'tokens.json', TokensInfo).history()
-
+    model, about, before = fresh_model(tok, tokenizer, videos, cfg, shape, length, init)
     claim_run(out, cfg, about, kwargs.pop('resume', False))
+
     cache = Path(cache or out/'codes')
-    def clips_of(videos, path):
-        return code_clips(tok, videos, path, length, cfg.batch, cfg.seed,
-                          kwargs.get('progress', True))
-    clips = clips_of(videos, cache)
+    draw = partial(code_clips, tok, length=length, batch=cfg.batch, seed=cfg.seed,
+                   progress=kwargs.get('progress', True))
+    clips = draw(videos, cache)
     if held_out:
-        test = clips_of(held_out, cache.with_name(f'{cache.name}_test'))
+        test = draw(held_out, cache.with_name(f'{cache.name}_test'))
         measure = partial(held_out_nats, clips=test)
         kwargs.setdefault('on_save', held_out_log(out/'held_out.jsonl', measure))
     model = fit(out, model, tokens_loss, clips, cfg, about, resume=True, **kwargs)
-
-    save_model(out/'final', model, TokensInfo(
-        **about,
-        train=asdict(cfg),
-        before=before,
-        action_space=asdict(videos.space),
-        fps=videos.fps,
-        size=videos.size,
-        **provenance()))
-    for suffix in ('.json', '.safetensors'):
-        shutil.copy(Path(tokenizer)/f'codes{suffix}', out/'final')
+    keep_tokens(out/'final', model, tokenizer, videos, about, before, cfg)
     return model
