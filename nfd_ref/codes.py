@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .diffusion import generator
@@ -122,25 +123,27 @@ class Codebook(nn.Module):
         "What the codes stand for."
         return self.book[codes]
 
-    @torch.no_grad()
-    def learn(self,
-        z,              # latents of a step [m, c]
-        codes,          # what they became, int [m]
-        numbers         # torch.Generator: which latents the dead codes move to
-    ):
-        "Move every code to where its latents are, and dead codes to latents of this step."
-        count = torch.bincount(codes, minlength=len(self.book)).to(z.dtype)
-        total = torch.zeros_like(self.book).index_add_(0, codes, z)
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
-
-        dead = self.count < self.least
-        chosen = torch.randint(len(z), (len(self.book),), generator=numbers).to(z.device)
-        self.count[dead] = 1.
-        self.total[dead] = z[chosen][dead]
-        self.book.copy_(self.total / self.count[:, None])
-
 BOTTLENECKS['ema'] = Codebook
+
+# %% ../nbs/12b_codes.ipynb #ca35b39b
+@patch
+@torch.no_grad()
+def learn(self:Codebook,
+    z,              # latents of a step [m, c]
+    codes,          # what they became, int [m]
+    numbers         # torch.Generator: which latents the dead codes move to
+):
+    "Move every code to where its latents are, and dead codes to latents of this step."
+    count = torch.bincount(codes, minlength=len(self.book)).to(z.dtype)
+    total = torch.zeros_like(self.book).index_add_(0, codes, z)
+    self.count.lerp_(count, 1 - self.decay)
+    self.total.lerp_(total, 1 - self.decay)
+
+    dead = self.count < self.least
+    chosen = torch.randint(len(z), (len(self.book),), generator=numbers).to(z.device)
+    self.count[dead] = 1.
+    self.total[dead] = z[chosen][dead]
+    self.book.copy_(self.total / self.count[:, None])
 
 # %% ../nbs/12b_codes.ipynb #c0de0015
 class CodeTokenizer(Tokenizer):
@@ -166,23 +169,27 @@ class CodeTokenizer(Tokenizer):
         rounded, codes = self.bottleneck(z)
         return self.pixels(rounded.movedim(-1, 1)), z, rounded, codes
 
-    def codes(self,
-        frames          # uint8 [..., H, W, 3]
-    ):                  # int64 [..., h, w]
-        "Frames as whole numbers."
-        x = to_unit(frames).to(self.shift.device)
-        _, codes = self.bottleneck(self.latents(x.reshape(-1, *x.shape[-3:])))
-        return codes.view(*x.shape[:-3], *codes.shape[-2:])
+# %% ../nbs/12b_codes.ipynb #a427737a
+@patch
+def codes(self:CodeTokenizer,
+    frames          # uint8 [..., H, W, 3]
+):                  # int64 [..., h, w]
+    "Frames as whole numbers."
+    x = to_unit(frames).to(self.shift.device)
+    _, codes = self.bottleneck(self.latents(x.reshape(-1, *x.shape[-3:])))
+    return codes.view(*x.shape[:-3], *codes.shape[-2:])
 
-    def encode(self, frames):
-        "Frames as the latents that their codes stand for, [..., c, h, w]."
-        return self.bottleneck.vectors(self.codes(frames)).movedim(-1, -3)
+@patch
+def encode(self:CodeTokenizer, frames):
+    "Frames as the latents that their codes stand for, [..., c, h, w]."
+    return self.bottleneck.vectors(self.codes(frames)).movedim(-1, -3)
 
-    def frames(self,
-        codes           # int [..., h, w]
-    ):                  # uint8 [..., H, W, 3]
-        "Frames of whole numbers."
-        return self.decode(self.bottleneck.vectors(codes).movedim(-1, -3))
+@patch
+def frames(self:CodeTokenizer,
+    codes           # int [..., h, w]
+):                  # uint8 [..., H, W, 3]
+    "Frames of whole numbers."
+    return self.decode(self.bottleneck.vectors(codes).movedim(-1, -3))
 
 # %% ../nbs/12b_codes.ipynb #c0de001c
 def with_trunk(
