@@ -42,6 +42,7 @@ class Start:
             raise ValueError(f'{self.video}: no episode "{self.episode}" in it')
         return videos.clip(names.index(self.episode), self.start, self.stop)
 
+# %% ../nbs/13b_session.ipynb #16cac713
 def starts_of(
     video,              # folder
     window,             # frames of a beginning, where there are so many
@@ -97,6 +98,7 @@ class Made:
     seconds: float          # that it took
     latents: torch.Tensor = None    # [1, 1, c, h, w], where a lens is open
 
+# %% ../nbs/13b_session.ipynb #2f2b41b5
 class Session:
     """A world that is being played. `press`, `order` and the like may be called from any thread;
     the world is touched by the one that runs the loop, and by no other."""
@@ -137,6 +139,7 @@ def enter(self:Session, world, clip, seed=0, setting=None):
     if world.space != self.hands.space: self.hands = Hands(world.space)
     self.reset()
 
+# %% ../nbs/13b_session.ipynb #61ea65c7
 @patch
 def reset(self:Session):
     "Back to the beginning: the same keys would now make the same frames."
@@ -177,7 +180,7 @@ def make(self:Session, action):
 @patch
 def run(self:Session):
     "The loop, until the session is closed: orders as they come, frames when they are due."
-    torch.set_num_threads(max(1, os.cpu_count() - 1))   # of this thread; the browser wants one
+    torch.set_num_threads(max(1, os.cpu_count() - 1))   # of this thread; a browser wants a core
     due = time.perf_counter()
     while not self.closed:
         patience = max(0, due - time.perf_counter()) if self.playing else None
@@ -188,6 +191,7 @@ def run(self:Session):
             due = max(due, now - 1 / self.rate) + 1 / self.rate
             self.guard(self.tick)
 
+# %% ../nbs/13b_session.ipynb #a2441044
 @patch
 def guard(self:Session, work):
     "Do it. If it fails, say so and pause; the loop goes on."
@@ -218,6 +222,7 @@ def play(self:Session):
         self.tell('playing')
     self.order(go)
 
+# %% ../nbs/13b_session.ipynb #ea0144bc
 @patch
 def pause(self:Session, why='paused'):
     def rest():
@@ -278,6 +283,7 @@ def record(self:Session):       # `PlayRecord`
         fps=self.world.fps,
         **provenance())
 
+# %% ../nbs/13b_session.ipynb #6a63e7e9
 @patch
 def again(self:Session):        # yields (frame uint8 [height, width, 3], action int64 [k])
     "The walk so far once more. At its end the world is where it was, to the bit."
@@ -339,17 +345,19 @@ class Film:
         if Path(path).suffix == '.gif': write_gif(path, self.drawn(scale), self.fps)
         else: write_video(path, self.drawn(scale), self.fps, pix_fmt='yuv420p')
 
-    def _repr_png_(self):
-        "An animated PNG of every third frame, or a hundred, which viewers show in motion."
-        stride = max(3, -(-len(self.frames) // 100))
-        some = replace(self, frames=self.frames[::stride], actions=self.actions[::stride])
-        images = [Image.fromarray(frame) for frame in some.drawn(4)]
-        palette = images[0].quantize(64, method=Image.Quantize.FASTOCTREE)
-        images = [image.quantize(palette=palette, dither=0) for image in images]
-        file = io.BytesIO()
-        images[0].save(file, 'png', save_all=True, append_images=images[1:],
-                       duration=1000 * stride / self.fps, loop=0)
-        return file.getvalue()
+# %% ../nbs/13b_session.ipynb #6331d126
+@patch
+def _repr_png_(self:Film):
+    "An animated PNG of every third frame, or a hundred, which viewers show in motion."
+    stride = max(3, -(-len(self.frames) // 100))
+    some = replace(self, frames=self.frames[::stride], actions=self.actions[::stride])
+    images = [Image.fromarray(frame) for frame in some.drawn(4)]
+    palette = images[0].quantize(64, method=Image.Quantize.FASTOCTREE)
+    images = [image.quantize(palette=palette, dither=0) for image in images]
+    file = io.BytesIO()
+    images[0].save(file, 'png', save_all=True, append_images=images[1:],
+                   duration=1000 * stride / self.fps, loop=0)
+    return file.getvalue()
 
 # %% ../nbs/13b_session.ipynb #7b00002a
 def replay(
@@ -373,6 +381,7 @@ def replay(
     same = session.digest.hexdigest() == record.digest
     return Film(np.stack(frames), actions, session.world.space, record.fps, same)
 
+# %% ../nbs/13b_session.ipynb #638103fd
 def _recorded_setting(path, record, world, video):
     "The `Setting` of a record, with folders that are there."
     start = from_json(Start, record.setting.get('start'), path)
