@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from .storage import write_aside
@@ -123,6 +124,7 @@ MEANINGS = {            # key: what it may mean; the first that an action space 
     'Mouse0': ('attack',),
     'Mouse2': ('use',)}
 
+# %% ../nbs/13_play.ipynb #c0fe9cda
 DIGITS = tuple(f'Digit{i % 10}' for i in range(1, 11))
 
 def bindings(space):
@@ -160,7 +162,6 @@ def choose(
 
 # %% ../nbs/13_play.ipynb #6d8e5307
 SILENCE = 2.            # seconds without a word from a front end, and its keys are let go
-MOUSE = .15             # degrees a pixel of the mouse turns
 
 class Hands:
     "What is pressed now, whoever says so: keys that are held, the mouse, or one latched action."
@@ -188,10 +189,6 @@ class Hands:
             self.holders.pop(who, None)
             self.presses.pop(who, None)
 
-    def look(self, right, down):
-        "The mouse moved by so many pixels."
-        with self.lock: self.turned += np.array([down, right]) * MOUSE
-
     def words(self):
         "What is held, the latest last."
         now = time.monotonic()
@@ -199,25 +196,36 @@ class Hands:
                 for key in keys]
         return [self.keys[key] for key in held if key in self.keys]
 
-    def read(self):
-        "The action of the frame to come, int64 [k]; and {who: serial number} of what it knows of."
-        with self.lock:
-            held = self.words()
-            action = self.latched.copy()
-            for i, (field, choices) in enumerate(self.space.fields.items()):
-                if field in CAMERA: action[i] = self.take_turn(CAMERA.index(field))
-                elif held: action[i] = choose(choices, self.space.rest[i], held)
-            return action, dict(self.presses)
+# %% ../nbs/13_play.ipynb #282d9b79
+@patch
+def read(self:Hands):
+    "The action of the frame to come, int64 [k]; and {who: serial number} of what it knows of."
+    with self.lock:
+        held = self.words()
+        action = self.latched.copy()
+        for i, (field, choices) in enumerate(self.space.fields.items()):
+            if field in CAMERA: action[i] = self.take_turn(CAMERA.index(field))
+            elif held: action[i] = choose(choices, self.space.rest[i], held)
+        return action, dict(self.presses)
 
-    def take_turn(self, axis):
-        """The bin of the turn so far, not beyond it: the view must not swing to and fro around its
-        end. The rest stays, as far as one more frame can turn."""
-        wanted = self.turned[axis]
-        bin_ = int(camera_bin(wanted))
-        if abs(camera_degrees(bin_)) > abs(wanted): bin_ -= int(np.sign(wanted))
-        rest = self.turned[axis] - float(camera_degrees(bin_))
-        self.turned[axis] = np.clip(rest, -90, 90)
-        return bin_
+# %% ../nbs/13_play.ipynb #ff864911
+MOUSE = .15             # degrees a pixel of the mouse turns
+
+@patch
+def look(self:Hands, right, down):
+    "The mouse moved by so many pixels."
+    with self.lock: self.turned += np.array([down, right]) * MOUSE
+
+@patch
+def take_turn(self:Hands, axis):
+    """The bin of the turn so far, not beyond it: the view must not swing to and fro around its
+    end. The rest stays, as far as one more frame can turn."""
+    wanted = self.turned[axis]
+    bin_ = int(camera_bin(wanted))
+    if abs(camera_degrees(bin_)) > abs(wanted): bin_ -= int(np.sign(wanted))
+    rest = self.turned[axis] - float(camera_degrees(bin_))
+    self.turned[axis] = np.clip(rest, -90, 90)
+    return bin_
 
 # %% ../nbs/13_play.ipynb #0e99e389
 ARROWS = {              # word in an action's name: (column, row) of its square, the way it points
