@@ -149,9 +149,8 @@ def chunk_cost(
     context,            # real frames of it
     chunks=(1, 2, 4)
 ):                      # {chunk: {'chunk_ms', 'frame_ms', 'wait_ms'}}
-    """What chunks of several frames cost: time to make one; time a frame; and how long after its
-    key the picture of a chunk's last frame comes, where keys come at the world's own rate. All
-    through the rolling cache."""
+    """What chunks of several frames cost, through the rolling cache: time to make one; time a
+    frame; how long after its key a picture comes, if keys come at the world's own rate."""
     found = {}
     for chunk in chunks:
         model = DiT(replace(student.model.cfg, chunk=chunk))
@@ -307,8 +306,7 @@ def measure(self:Bench, arm):   # a row of the record
         loss=losses(arm.folder, self.clips, p.context),
         calls=arm.settings['steps'])
     if arm.in_full:
-        films = spread(player, self.clips[:p.starts], p.context, p.seeds)
-        row['spread'] = round(films, 2)
+        row['spread'] = round(spread(player, self.clips[:p.starts], p.context, p.seeds), 2)
     if arm.in_full and not looks_ahead(DiTConfig(**info.shape)): row |= self.walks(player)
     return row
 
