@@ -159,6 +159,7 @@ def load_vpt(
     for span in spans:
         if len(span) < 2: continue
         led[span[0]] = NULL
-        span_pose = None if pose is None else pose[span]
-        clips.append(Clip(frames[span], led[span], MINEWORLD, 20., span_pose))
+        part = slice(span[0], span[-1] + 1)         # a view: the frames are there only once
+        span_pose = None if pose is None else pose[part]
+        clips.append(Clip(frames[part], led[part], MINEWORLD, 20., span_pose))
     return clips
