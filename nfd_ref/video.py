@@ -7,6 +7,7 @@ __all__ = ['NULL', 'film_strip', 'ActionSpace', 'Clip', 'ClipDataset', 'draw_cli
            'VideoFolder', 'import_clips']
 
 # %% ../nbs/00_video.ipynb #35503ff2
+import glob
 import io
 import textwrap
 import warnings
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
-from .mp4 import read_frames, video_info, write_video
+from .mp4 import read_frames, timeline, video_info, write_video
 from .storage import DatasetInfo, from_json, read_record, write_aside, write_record
 
 # %% ../nbs/00_video.ipynb #cec7abe6
@@ -262,7 +263,7 @@ class Episode(NamedTuple):
 
 class VideoFolder:
     """A folder of episodes `NAME.mp4` + `NAME.npz` and one `dataset.json`, a `DatasetInfo`.
-    Opening it checks each episode but decodes none; `clip` decodes only what it returns."""
+    Opening it checks each episode and decodes its first frame; `clip` decodes what it returns."""
     def __init__(self,
         folder,             # path
         split=None,         # 'train', 'test' or None for both
@@ -308,7 +309,8 @@ def _open(self:VideoFolder, on_bad):
 @patch
 def _names(self:VideoFolder):
     "Names of the episodes of this split, in order; held-out ones even where their files are gone."
-    names = {p.stem for p in self.folder.glob('*.mp4') if not p.name.startswith('.')}
+    files = [p for p in self.folder.iterdir() if not p.name.startswith('.')]
+    names = {p.stem for p in files if p.suffix.lower() in ('.mp4', '.npz')}
     if not names: raise ValueError(f'{self.folder}: no .mp4 in it')
     test = self.info.test
     if test is None: test = sorted(names)[::8]
@@ -322,6 +324,7 @@ def _check(self:VideoFolder, name):
     "How many frames an episode has whose files are whole and agree."
     mp4 = self.folder/f'{name}.mp4'
     npz = self.folder/f'{name}.npz'
+    for path in (mp4, npz): _check_ending(path)
     actions, pose = load_actions(npz)
     self.space.check(actions, npz)
     count, size = video_info(mp4)
@@ -334,7 +337,19 @@ def _check(self:VideoFolder, name):
     if size != self.size:
         raise ValueError(f'{mp4}: {size[1]}x{size[0]} pixels, '
                          f'but the folder has {self.size[1]}x{self.size[0]}')
+    rate = timeline(mp4).rate
+    if rate and abs(rate / self.fps - 1) > .02:
+        raise ValueError(f'{mp4}: {rate:.4g} frames per second by its time stamps, '
+                         f'but dataset.json says fps {self.fps:g}')
     return count
+
+def _check_ending(path):
+    "A file that is there under another spelling is named."
+    if path.exists(): return
+    for other in path.parent.glob(f'{glob.escape(path.stem)}.*'):
+        if other.suffix.lower() == path.suffix or path.suffix == '.mp4' and other.suffix != '.npz':
+            raise FileNotFoundError(f'{path}: no such file, but {other.name} is there: '
+                                    f'an episode is a {path.stem}.mp4 and a {path.stem}.npz')
 
 # %% ../nbs/00_video.ipynb #ac1e58be
 @patch

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -213,6 +214,161 @@ def test_the_shipped_data_is_what_it_was():
     assert VideoFolder(SHIPPED).hash() == '72af36efab52ef1c'
     assert VideoFolder(SHIPPED, 'train').hash() == 'bfccc768c0b48e80'
     assert VideoFolder(SHIPPED, 'test').hash() == '3df0c430d34b6bdb'
+
+# ---- files that others wrote
+
+OTHERS = {                              # name: (codec, its options)
+    'plain.mp4': ('libx264', {}),
+    'open.mp4': ('libx264', {'x264-params': 'open-gop=1'}),
+    'x265.mp4': ('libx265', {'x265-params': 'log-level=none'}),     # its groups are open by default
+    'far.mp4': ('libx264', {'g': '999'}),
+    'never.mp4': ('libx264', {'x264-params': 'intra-refresh=1'}),   # renewed strip by strip
+    'vp9.mp4': ('libvpx-vp9', {'deadline': 'realtime', 'cpu-used': '8'}),
+    'old.mp4': ('mpeg4', {}),
+    'older.mp4': ('mpeg2video', {'bf': '2'}),
+    'a.mkv': ('libx264', {}),
+    'a.avi': ('libx264', {}),           # has no time stamps
+    'a.mov': ('libx264', {}),
+    'a.ts': ('libx264', {})}            # its first one is not 0
+TRIMMED = {'cut.mp4': 'plain.mp4', 'cut x265.mp4': 'x265.mp4'}
+COUNT = 48
+
+@pytest.fixture(scope='module')
+def others(tmp_path_factory, clip):
+    "A folder of them, and two that were trimmed without being encoded again."
+    folder = tmp_path_factory.mktemp('others')
+    for name, (codec, options) in OTHERS.items():
+        with av.open(str(folder/name), 'w') as out:
+            stream = out.add_stream(codec, rate=20)
+            stream.height = 48
+            stream.width = 80
+            stream.pix_fmt = 'yuv420p'
+            stream.options = {'g': '12'} | options
+            for pixels in clip.frames[:COUNT]:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, 'rgb24')))
+            out.mux(stream.encode(None))
+    for name, source in TRIMMED.items(): trim(folder/source, folder/name, 17)
+    return folder
+
+def trim(source, target, first):
+    "What `ffmpeg -ss ... -c copy` does: packets from the key frame on, an edit list hides the rest."
+    with av.open(str(source)) as old, av.open(str(target), 'w') as new:
+        video = old.streams.video[0]
+        stream = new.add_stream_from_template(video)
+        begin = int(first / video.average_rate / video.time_base)
+        old.seek(begin, stream=video)
+        for packet in old.demux(video):
+            if packet.dts is None: continue
+            packet.pts -= begin
+            packet.dts -= begin
+            packet.stream = stream
+            new.mux(packet)
+
+def as_played(path):
+    "Every frame that a player shows, in order."
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
+
+@pytest.mark.parametrize('name', [*OTHERS, *TRIMMED])
+def test_every_start_and_length_of_any_file(others, name):
+    shown = as_played(others/name)
+    assert len(shown) == (COUNT - 17 if name in TRIMMED else COUNT)
+    assert video_info(others/name) == (len(shown), (48, 80))
+    np.testing.assert_array_equal(read_frames(others/name), shown)
+    for start in range(len(shown)):
+        for length in (1 + start % 5, 20):
+            if start + length > len(shown): continue
+            np.testing.assert_array_equal(read_frames(others/name, start, start + length),
+                                          shown[start:start + length], err_msg=f'start {start}')
+    with pytest.raises(ValueError, match='shorter'): read_frames(others/name, 3, len(shown) + 1)
+
+def test_of_a_trimmed_file_the_shown_frames_count(others):
+    with av.open(str(others/'cut.mp4')) as container:
+        stored = sum(packet.size > 0 for packet in container.demux(video=0))
+    assert stored > video_info(others/'cut.mp4')[0] == COUNT - 17
+
+QUARTERS = {
+    'as it is': (1, 0, 0, 1, lambda film: film),
+    'to the right': (0, 1, -1, 0, lambda film: np.rot90(film, -1, (1, 2))),
+    'on its head': (-1, 0, 0, -1, lambda film: np.rot90(film, 2, (1, 2))),
+    'to the left': (0, -1, 1, 0, lambda film: np.rot90(film, 1, (1, 2))),
+    'in a mirror': (-1, 0, 0, 1, lambda film: film[:, :, ::-1]),
+    'in water': (1, 0, 0, -1, lambda film: film[:, ::-1])}
+
+def turned(source, target, a, b, c, d):
+    "A copy whose header says how to turn it: the matrix of the track."
+    data = bytearray(source.read_bytes())
+    at = data.index(b'tkhd') + 44
+    matrix = [a * 65536, b * 65536, 0, c * 65536, d * 65536, 0, 0, 0, 1 << 30]
+    data[at:at + 36] = np.array(matrix, dtype='>i4').tobytes()
+    target.write_bytes(data)
+
+@pytest.mark.parametrize('how', QUARTERS)
+def test_a_turned_film_is_upright(others, tmp_path, how):
+    *matrix, turn = QUARTERS[how]
+    turned(others/'plain.mp4', tmp_path/'t.mp4', *matrix)
+    upright = turn(as_played(others/'plain.mp4'))
+    np.testing.assert_array_equal(read_frames(tmp_path/'t.mp4'), upright)
+    np.testing.assert_array_equal(read_frames(tmp_path/'t.mp4', 30, 33), upright[30:33])
+    assert video_info(tmp_path/'t.mp4') == (COUNT, upright.shape[1:3])
+    small = read_frames(tmp_path/'t.mp4', 0, 1, size=(24, 40))[0].astype(float)
+    tall = upright.shape[1] > upright.shape[2]
+    if not tall: assert np.abs(small - upright[0, ::2, ::2]).mean() < 12
+    assert small.shape == (24, 40, 3)
+
+def test_a_slanting_film_is_refused(others, tmp_path):
+    turned(others/'plain.mp4', tmp_path/'t.mp4', 1, 1, -1, 1)
+    with pytest.raises(ValueError, match='t.mp4: turned by an angle that is no quarter'):
+        video_info(tmp_path/'t.mp4')
+
+def test_damage_is_seen_when_it_is_decoded(others, tmp_path):
+    "One to eight bits of the pictures turned over: most are refused, and a lenient reader says nothing."
+    source = others/'plain.mp4'
+    whole = source.read_bytes()
+    plain = as_played(source)
+    with av.open(str(source)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(40):
+        spoilt = bytearray(whole)
+        for at in rng.integers(min(places), max(places), rng.integers(1, 9)):
+            spoilt[at] ^= 1 << rng.integers(8)
+        (tmp_path/'v.mp4').write_bytes(spoilt)
+        try:
+            if not np.array_equal(read_frames(tmp_path/'v.mp4'), plain): refused.append(False)
+        except ValueError as e:
+            assert 'v.mp4' in str(e)
+            refused.append(True)
+    assert np.mean(refused) > .75
+
+def test_a_file_that_changes_is_looked_at_again(tmp_path, clip):
+    write_video(tmp_path/'v.mp4', clip.frames[:30])
+    assert len(read_frames(tmp_path/'v.mp4', 3)) == 27
+    write_video(tmp_path/'v.mp4', clip.frames[:40])
+    assert len(read_frames(tmp_path/'v.mp4', 3)) == 37
+
+def test_another_rate_than_dataset_json_says(folder):
+    meta = json.loads((folder/'dataset.json').read_text())
+    (folder/'dataset.json').write_text(json.dumps(meta | dict(fps=30)))
+    with pytest.raises(ValueError, match='ep_00000.mp4: 20 frames per second.*says fps 30'):
+        VideoFolder(folder)
+
+@pytest.mark.parametrize('old, new', [
+    ('ep_00001.mp4', 'ep_00001.MP4'),
+    ('ep_00001.npz', 'ep_00001.NPZ'),
+    ('ep_00000.mp4', 'ep_00000.mkv')])
+def test_other_endings_are_named(folder, old, new):
+    (folder/old).rename(folder/new)
+    with pytest.raises(FileNotFoundError, match=f'{old}: no such file, but {new} is there'):
+        VideoFolder(folder)
+
+def test_a_whole_film_is_in_memory_once(others):
+    tracemalloc.start()
+    film = read_frames(others/'plain.mp4', size=(224, 384))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1.2 * film.nbytes
 
 # ---- writing
 
