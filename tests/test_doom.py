@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nfd_ref.doom import Recorder, doom_game, play_doom, record, recorder_of
+from nfd_ref.doom import Recorder, doom_game, drawn_at, observe, play_doom, record, recorder_of
 from nfd_ref.video import VideoFolder
 from test_video import ROOT, SHIPPED
 
@@ -140,6 +140,29 @@ for action in (game, recording):
     except ImportError as e:
         print(e)
 '''
+
+@pytest.mark.parametrize('width, height, drawn', [
+    (80, 48, '256X144'),
+    (64, 64, '160X120'),
+    (384, 224, '400X225'),
+    (320, 240, '320X240'),
+    (321, 100, '400X225'),
+    (8, 225, '320X240')])
+def test_drawn_at_least_as_large_as_asked(width, height, drawn):
+    assert drawn_at(Recorder(width=width, height=height)) == drawn
+
+def test_frames_too_large_for_the_simulator_are_refused():
+    with pytest.raises(ValueError, match='frames of 2048x1152: ViZDoom draws at most 1920X1080'):
+        drawn_at(Recorder(width=2048, height=1152))
+
+def test_the_paper_s_size_is_no_enlargement():
+    rec = Recorder(width=384, height=224)
+    game = doom_game(rec)
+    game.new_episode()
+    screen = game.get_state().screen_buffer
+    frame, _, _ = observe(game, rec)
+    game.close()
+    assert screen.shape[:2] == (225, 400) and frame.shape == (224, 384, 3)
 
 def test_recording_without_vizdoom_says_so(tmp_path):
     code = WITHOUT.format(folder=str(tmp_path/'x'))
