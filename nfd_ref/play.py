@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STROLL', 'CAMERA', 'MEANINGS', 'DIGITS', 'SILENCE', 'MOUSE', 'ARROWS', 'parse_action', 'parse_actions', 'action_text',
            'trace_text', 'sticky_trace', 'stroll', 'bindings', 'choose', 'Hands', 'draw_arrow', 'enlarge',
-           'draw_action', 'write_gif', 'timed_frames', 'PlaySpeed', 'play_speed', 'play']
+           'draw_action', 'write_gif', 'gif_timing', 'timed_frames', 'PlaySpeed', 'play_speed', 'play']
 
 # %% ../nbs/13_play.ipynb #03cc10a2
 import threading
@@ -278,10 +278,21 @@ def draw_action(
 # %% ../nbs/13_play.ipynb #b5d2d9c5
 def write_gif(path, frames, fps=20):
     "Frames uint8 [f, height, width, 3] as an animated GIF of 64 colours each, whole or not at all."
-    images = [Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames]
+    shown, durations = gif_timing(len(frames), fps)
+    images = [Image.fromarray(frames[i]).quantize(64, dither=Image.Dither.NONE) for i in shown]
     with write_aside(path) as tmp:
         images[0].save(tmp, format='GIF', save_all=True, append_images=images[1:],
-                       duration=round(1000 / fps), loop=0, optimize=True)
+                       duration=durations, loop=0, optimize=True)
+
+def gif_timing(count, fps):         # numbers of the frames that are shown, milliseconds of each
+    """A GIF's clock ticks every 10 ms, and what is shown for less than 20 ms browsers slow down. So
+    durations vary by a tick around the right mean, and of more than 50 frames a second some go."""
+    due = np.round(100 * np.arange(count + 1) / fps)
+    shown = []
+    for i in range(count):
+        if not shown or due[i] - due[shown[-1]] >= 2: shown.append(i)
+    ends = np.append(due[shown[1:]], max(due[-1], due[shown[-1]] + 2))
+    return shown, [int(10 * ticks) for ticks in ends - due[shown]]
 
 # %% ../nbs/13_play.ipynb #c5b4a8db
 def timed_frames(
