@@ -158,7 +158,8 @@ def read_frames(
                 if jump is None: raise
                 continue            # a picture that is only renewed bit by bit is no entry
             if found == stop - start: return frames
-    raise ValueError(f'{path}: frames {start}..{stop} wanted, {max(there - start, found, 0)} found; '
+    there = max(there - start, found, 0)
+    raise ValueError(f'{path}: frames {start}..{stop} wanted, {there} found; '
                      'the file is shorter than it should be')
 
 def _read_from(path, jump, shown, start, stop, size):

@@ -251,7 +251,7 @@ def others(tmp_path_factory, clip):
     return folder
 
 def trim(source, target, first):
-    "What `ffmpeg -ss ... -c copy` does: packets from the key frame on, an edit list hides the rest."
+    "What `ffmpeg -ss ... -c copy` does: packets from a key frame on, an edit list hides some."
     with av.open(str(source)) as old, av.open(str(target), 'w') as new:
         video = old.streams.video[0]
         stream = new.add_stream_from_template(video)
@@ -322,7 +322,7 @@ def test_a_slanting_film_is_refused(others, tmp_path):
         video_info(tmp_path/'t.mp4')
 
 def test_damage_is_seen_when_it_is_decoded(others, tmp_path):
-    "One to eight bits of the pictures turned over: most are refused, and a lenient reader says nothing."
+    "One to eight bits turned over: most are refused; a lenient reader says nothing."
     source = others/'plain.mp4'
     whole = source.read_bytes()
     plain = as_played(source)

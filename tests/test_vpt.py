@@ -1,5 +1,6 @@
 "What is too long for notebook 00c: cut files, odd lines, every kind of GUI span."
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -71,3 +72,13 @@ def test_gui_spans(tmp_path, clip, gui, lengths):
         assert not set(gui) & set(frames) and (made.actions[0] == NULL).all()
         said = [MINEWORLD.label(action) for action in made.actions[1:]]
         assert said == ['forward' if (i - 1) % 2 else 'none' for i in frames[1:]]
+
+def test_a_recording_is_in_memory_once(tmp_path, clip):
+    write_video(tmp_path/'a.mp4', clip.frames)
+    (tmp_path/'a.jsonl').write_text('\n'.join(json.dumps(tick()) for _ in range(len(clip))))
+    load_vpt(tmp_path/'a.mp4', tmp_path/'a.jsonl')          # what is loaded only once
+    tracemalloc.start()
+    one, = load_vpt(tmp_path/'a.mp4', tmp_path/'a.jsonl')
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1.2 * one.frames.nbytes
