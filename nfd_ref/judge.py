@@ -121,6 +121,8 @@ def action_scores(
 ):                      # {'accuracy', 'precision', 'recall', 'f1', 'per_action': {name: scores}}
     """How well actions were read: the scores of every choice, and their plain mean over the choices
     that occur (MineWorld's macro average)."""
+    if not len(true):
+        raise ValueError('no known action in what was judged: there is nothing to score')
     per_action = {}
     for i, (field, choices) in enumerate(space.fields.items()):
         for choice, name in enumerate(choices):
@@ -173,7 +175,11 @@ class Transitions:
         starts = np.cumsum([0] + [len(c) for c in clips])
         inside = [np.arange(start + shape.before, end - shape.after)
                   for start, end in zip(starts[:-1], starts[1:])]
-        self.ends = torch.as_tensor(np.concatenate(inside))
+        ends = torch.as_tensor(np.concatenate(inside))
+        self.ends = ends[(self.actions[ends] != NULL).all(1)]       # the others teach nothing
+        if not len(self.ends):
+            raise ValueError(f'no frame with a known action and {shape.before} frames before it, '
+                             f'{shape.after} after it: the judge has nothing to learn from')
 
     def __call__(self, step):   # frames [b, span, 3, h, w] in [-1, 1], actions [b, k]
         numbers = generator(self.seed, step, FOR_BATCH)

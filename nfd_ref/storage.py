@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import warnings
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,8 +30,22 @@ __all__ = [
 # ---- JSON
 
 def write_json(path, obj):
-    "Write `obj` as indented JSON, whole or not at all."
-    with write_aside(path) as tmp: tmp.write_text(json.dumps(obj, indent=1) + '\n')
+    """Write `obj` as indented JSON, whole or not at all. JSON has no NaN: what is no number (a mean
+    over nothing, say) is null there, and a warning says where."""
+    lost = []
+    clean = json_numbers(obj, '', lost)
+    if lost: warnings.warn(f'{path}: no number at {", ".join(lost[:5])}; null is written')
+    with write_aside(path) as tmp: tmp.write_text(json.dumps(clean, indent=1) + '\n')
+
+def json_numbers(obj, place, lost):
+    "`obj` with None for each float that is nan or infinite; their places are added to `lost`."
+    if isinstance(obj, dict):
+        return {key: json_numbers(value, f'{place}/{key}', lost) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [json_numbers(value, f'{place}/{i}', lost) for i, value in enumerate(obj)]
+    if not isinstance(obj, float) or math.isfinite(obj): return obj
+    lost.append(place or '/')
+    return None
 
 def read_json(path):
     "Read a JSON file, or say what is wrong with it."

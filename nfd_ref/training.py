@@ -216,7 +216,7 @@ def action_shuffle(
         shuffled.append(loss_with(x0, actions.roll(1, 0), t, eps, weight))
     loss = float(np.mean(true))
     wrong = float(np.mean(shuffled))
-    return dict(loss=loss, shuffled=wrong, ratio=wrong / loss)
+    return dict(loss=loss, shuffled=wrong, ratio=wrong / max(loss, 1e-12))
 
 # %% ../nbs/05_training.ipynb #2036fc6c
 TOKENIZER_RECIPE = TrainConfig(steps=3000, batch=32, lr=1.5e-3, weight_decay=0., ema=.995)

@@ -273,7 +273,8 @@ class Drift(Metric):
                 middle = OBEYED_WINDOW * (np.arange(len(run['obeyed'])) + .5)
                 ax.plot(middle, run['obeyed'], '.-', c=color, label=None if i else player)
         ax.set(xlabel='frame', ylabel='share', ylim=(0, 1))
-        ax.legend(fontsize=8)
+        if any(run['obeyed'] for run in found['world']): ax.legend(fontsize=8)
+        else: ax.text(.5, .5, 'no judge to read them', ha='center', transform=ax.transAxes)
 
 # %% ../nbs/07b_trials.ipynb #886b2a42
 def nearest_view(
