@@ -192,6 +192,8 @@ def about_world(world):
 @command()
 def cmd_lab():
     "Open JupyterLab at the notebooks."
+    if not (ROOT/'nbs').is_dir():
+        raise FileNotFoundError('the notebooks are not part of the wheel: run it in a clone')
     if not find_spec('jupyterlab'):
         raise ImportError('JupyterLab is not installed: pip install -c constraints.txt jupyterlab')
     sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(ROOT/'nbs')]))
