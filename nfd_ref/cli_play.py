@@ -21,7 +21,7 @@ def cmd_play(
     start:int=None,             # frame of it to start at (0; of the shipped video 150, a view)
     picture:Path=None,          # start from one picture instead, repeated
     actions:str=None,           # a trace: "forward*20, turn left*15" (none: a walk of 240 frames)
-    keys:bool=False,            # play with the keys, in this terminal
+    keys:bool=False,            # play in this terminal: keys below
     browser:bool=False,         # play in a page of your browser, on this machine
     replay:Path=None,           # a record, the .json beside a film: make its frames again
     frames:int=None,            # how many: the trace is cut or repeated (its own length)
@@ -34,7 +34,9 @@ def cmd_play(
     speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
 ):
     """Play a trained world: writes an mp4, prints the speed.
-    It starts after a held-out clip and streams frames under a trace of actions or your keys."""
+    It starts after a held-out clip and streams frames under a trace of actions or your keys.
+    With --keys: W A S D walk, Q E turn, R T walk in a curve, space stands still, x leaves; of another
+    game the digits, as shown below the picture. With --browser the page shows the keys."""
     import numpy as np
     from nfd_ref.play import parse_actions, play, stroll
     from nfd_ref.session import Session, Setting

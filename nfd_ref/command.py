@@ -5,6 +5,7 @@ import argparse
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from site import getuserbase
@@ -85,6 +86,46 @@ def plain(problem):
     text = ' '.join(str(problem).split('\n'))
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
+class Lines:
+    """A stream that is no terminal (a log, a pipe), for progress bars: where they would draw over
+    themselves, a line now and then, and their last."""
+    def __init__(self, stream, every=30.):
+        self.stream = stream
+        self.every = every              # seconds from line to line
+        self.due = 0.                   # when there may be another
+        self.bar = ''                   # drawn, and not written yet
+        self.drawing = False            # was a bar the last thing?
+
+    def write(self, text):
+        if text.startswith('\r'):
+            self.drawing = True
+            self.bar = text.strip()
+            if self.bar and time.monotonic() >= self.due: self.put()
+            return
+        if not text: return             # tqdm moves by no lines
+        if self.bar: self.put()
+        if not (self.drawing and text == '\n'): self.stream.write(text)     # `put` has ended it
+        self.drawing = False
+
+    def put(self):
+        "The bar, as a line of its own."
+        self.stream.write(f'{self.bar}\n')
+        self.stream.flush()
+        self.bar = ''
+        self.due = time.monotonic() + self.every
+
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+@contextmanager
+def progress_in_lines():
+    "Where stderr is no terminal, progress bars write lines to it."
+    terminal = sys.stderr
+    if not terminal.isatty(): sys.stderr = Lines(terminal)
+    try:
+        yield
+    finally:
+        sys.stderr = terminal
+
 @contextmanager
 def stoppable():
     "SIGTERM stops a command as Ctrl-C does: what it has made is kept. (In the main thread only.)"
@@ -110,7 +151,7 @@ def main(argv=None):
         return 0
     run = given.pop('run')
     try:
-        with stoppable(): run(**given)
+        with stoppable(), progress_in_lines(): run(**given)
     except KeyboardInterrupt as why:
         print(f'\nstopped {why}'.rstrip(), file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 leaving nothing half-written."""
 
 import inspect
+import io
 import json
 import os
 import pty
@@ -18,11 +19,14 @@ import av
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 from nfd_ref import cli, evaluation
+from nfd_ref.command import Lines
 from nfd_ref.consistency import CONSISTENCY_RECIPE
 from nfd_ref.distribution_matching import MATCHING_RECIPE
 from nfd_ref.judge import IDM_RECIPE, IDMConfig, InverseDynamics
 from nfd_ref.storage import JudgeInfo, load_model, read_record, save_model, write_json
+from nfd_ref.terminal import KEYS, LEAVE
 from nfd_ref.training import TOKENIZER_RECIPE, WORLD_RECIPE
 from nfd_ref.trajectories import ODE_RECIPE
 from nfd_ref.video import (
@@ -131,6 +135,43 @@ def test_a_training_flag_stands_in_the_recipe_s_place():
     cfg = cli.cli_train.train_config(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
     assert cfg == replace(CONSISTENCY_RECIPE, steps=7, seed=0, compile=True)
     assert cfg.bf16
+
+def test_help_of_play_names_the_keys():
+    shown = help_of('play')
+    for text in ('W A S D walk', 'Q E turn', 'R T walk in a curve', 'space stands', 'x leaves'):
+        assert text in shown
+    assert set('wasdqert ') == set(KEYS)
+    assert 'x' in LEAVE
+
+# ---- what is written to a log
+
+def test_a_log_gets_lines_and_no_carriage_returns():
+    log = io.StringIO()
+    lines = Lines(log, every=1000)
+    for _ in tqdm(range(50), 'train', file=lines, mininterval=0): pass
+    print('a warning', file=lines)
+    for _ in tqdm(range(3), 'again', file=lines, mininterval=0): pass
+    written = log.getvalue()
+    assert '\r' not in written and '\n\n' not in written
+    first, last, warning, *_, end = written.splitlines()
+    assert 'train:   0%' in first
+    assert 'train: 100%' in last and '50/50' in last
+    assert warning == 'a warning'
+    assert 'again: 100%' in end
+
+def test_a_log_gets_a_line_now_and_then():
+    log = io.StringIO()
+    lines = Lines(log, every=0)
+    for _ in tqdm(range(5), file=lines, mininterval=0, miniters=1): pass
+    assert [line.split('/5')[0][-1] for line in log.getvalue().splitlines()[:6]] == list('012345')
+
+def test_a_command_logs_in_lines(monkeypatch, capsys):
+    def cmd_count():
+        "Count to four."
+        for _ in tqdm(range(4), 'count', mininterval=0): pass
+    monkeypatch.setitem(cli.COMMANDS, ('count',), (cmd_count, []))
+    code, _, err = run(capsys, 'count')
+    assert code == 0 and '4/4' in err and '\r' not in err
 
 # ---- play
 
