@@ -176,7 +176,7 @@ def cmd_translate(
         past = Clip(seen, np.tile(game.space.rest, (len(seen), 1)), game.space, game.fps)
 
     made = np.stack(list(translate(game, clip, strength, calls, past, seed)))
-    write_video(out, made, game.fps)
+    write_video(out, made, game.fps, pix_fmt='yuv420p')
     print(f'{len(made)} frames, {about_world(game)} -> {out}')
 
 def about_world(world):

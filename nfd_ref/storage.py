@@ -401,7 +401,7 @@ def provenance():
     command = ['git', 'rev-parse', '--short', 'HEAD']
     try:
         commit = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:   # no git on this machine
+    except OSError:             # no git on this machine, or one that does not start
         commit = ''
     device = f'CPU, {torch.get_num_threads()} threads'
     if torch.cuda.is_available(): device = torch.cuda.get_device_name()

@@ -2,6 +2,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -67,6 +68,8 @@ def test_command(tmp_path, clip, capsys):
     asked = ('--actions', tmp_path/'in.npz', '--out', tmp_path/'out.mp4', '--engine', 'rolling')
     assert run(*asked, '--look', tmp_path/'in.mp4') == 0
     assert video_info(tmp_path/'out.mp4') == (10, (48, 80))
+    with av.open(str(tmp_path/'out.mp4')) as film:      # for people: every player shows 4:2:0
+        assert film.streams.video[0].pix_fmt == 'yuv420p'
     assert run('--actions', tmp_path/'none.npz', '--out', tmp_path/'o.mp4') == 2
     assert 'no such action file' in capsys.readouterr().err
     assert run(*asked, '--strength', '1') == 2

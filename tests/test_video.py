@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from nfd_ref.mp4 import timeline
 from nfd_ref.storage import write_aside
 from nfd_ref.video import (
     ActionSpace, VideoFolder, film_strip, import_clips, read_frames, video_info, write_video)
@@ -286,6 +287,30 @@ def test_of_a_trimmed_file_the_shown_frames_count(others):
     with av.open(str(others/'cut.mp4')) as container:
         stored = sum(packet.size > 0 for packet in container.demux(video=0))
     assert stored > video_info(others/'cut.mp4')[0] == COUNT - 17
+
+@pytest.mark.parametrize('kind', ['mp4', 'mkv'])
+@pytest.mark.parametrize('fps', [5, 10, 50])
+def test_time_stamps_count_and_not_the_rate_in_the_header(tmp_path, clip, kind, fps):
+    "The header says 20 frames a second."
+    path = tmp_path/f'v.{kind}'
+    with av.open(str(path), 'w') as out:
+        stream = out.add_stream('libx264', rate=20)
+        stream.height = 48
+        stream.width = 80
+        stream.pix_fmt = 'yuv420p'
+        stream.options = {'g': '10'}
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i, pixels in enumerate(clip.frames[:30]):
+            frame = av.VideoFrame.from_ndarray(pixels, 'rgb24')
+            frame.pts = 1000 * i // fps
+            frame.time_base = Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    assert timeline(path).rate == pytest.approx(fps)
+    assert video_info(path) == (30, (48, 80))
+    shown = as_played(path)
+    for start in range(30):
+        np.testing.assert_array_equal(read_frames(path, start, start + 1), shown[start:start + 1])
 
 QUARTERS = {
     'as it is': (1, 0, 0, 1, lambda film: film),
