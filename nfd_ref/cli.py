@@ -3,9 +3,10 @@
 
 import sys
 
-from nfd_ref import cli_play, cli_make, cli_train, cli_measure
+from nfd_ref import cli_play, cli_make, cli_train, cli_measure, cli_lab
 from nfd_ref.command import COMMANDS, main, parser
 
-__all__ = ['COMMANDS', 'parser', 'main', 'cli_play', 'cli_make', 'cli_train', 'cli_measure']
+__all__ = ['COMMANDS', 'parser', 'main', 'cli_play', 'cli_make', 'cli_train', 'cli_measure',
+           'cli_lab']
 
 if __name__ == '__main__': sys.exit(main())

@@ -1,14 +1,12 @@
-"""Commands that play a world: `play`, `translate`, `lab`. Written by hand (see `command`)."""
+"""Commands that play a world: `play`, `translate`. Written by hand (see `command`)."""
 
 import os
-import subprocess
 import sys
 import webbrowser
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from nfd_ref.command import MANY, ROOT, SEEDS, STUDENT, VIDEO, WORLD, Wanted
+from nfd_ref.command import MANY, SEEDS, STUDENT, VIDEO, WORLD, Wanted
 from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
@@ -190,12 +188,3 @@ def about_world(world):
     passes = f'{world.steps} {world.sampler} steps'
     if world.context_noise is None: passes = f'{world.steps} passes, {world.sampler}'
     return f'{width}x{height} pixels, {passes}, engine {engine}, {machine}'
-
-@command()
-def cmd_lab():
-    "Open JupyterLab at the notebooks."
-    if not (ROOT/'nbs').is_dir():
-        raise FileNotFoundError('the notebooks are not part of the wheel: run it in a clone')
-    if not find_spec('jupyterlab'):
-        raise ImportError('JupyterLab is not installed: pip install -c constraints.txt jupyterlab')
-    sys.exit(subprocess.call([sys.executable, '-m', 'jupyterlab', str(ROOT/'nbs')]))
