@@ -10,7 +10,7 @@ __all__ = ['RUN', 'MLP_HALF', 'PASS', 'ASK', 'ATTENTION_HALF', 'ENDS', 'NORMS', 
 import ctypes
 import torch
 from fastcore.basics import patch
-from .panels import (ATTEND, EXP, NUMBERS, PANEL, VECTORS, WIDTH, compile_cpp,
+from .panels import (ATTEND, EXP, NUMBERS, PANEL, VECTORS, WIDTH, Crew, compile_cpp,
                             pack_weight)
 from .transformer import DiT, patchify
 
@@ -321,6 +321,7 @@ class Kernel:
         self.kv = [(self.zeros(self.padded_keys * self.cfg.d),
                     self.zeros(self.padded_keys * self.cfg.d)) for _ in model.blocks]
         self.kept = []
+        self.crews = [Crew() for _ in range(self.slot_count)]       # by frames in a pass
         self.network = self.hand_over(model)
 
     def zeros(self, count, dtype=None): return torch.zeros(count, dtype=dtype or self.dtype)
@@ -439,12 +440,11 @@ def __call__(self:Kernel,
                              f'not {list(given[name].shape)}')
 
     velocity = torch.empty_like(given['x'])
-    most = self.cfg.d // self.width             # more threads than panels would only wait
-    threads = min(most, torch.get_num_threads())
+    most = min(self.cfg.d // self.width, torch.get_num_threads())   # as many as panels
     given['velocity'] = velocity
     inputs = Inputs(**{name: tensor.data_ptr() for name, tensor in given.items()})
-    network = ctypes.byref(self.network)
-    if f > self.slot_count or self.run(network, ctypes.byref(inputs), f, threads):
+    def work(n): return self.run(ctypes.byref(self.network), ctypes.byref(inputs), f, n)
+    if f > self.slot_count or self.crews[f - 1].call(work, most):
         raise ValueError(f'{f} frames in slots {given["slots"].tolist()} do not fit into a ring '
                          f'of {self.slot_count} slots')
     return velocity.to(x.dtype)

@@ -1,5 +1,5 @@
-"""The notebooks as people open them: `nfd-ref lab` shows the index and its pictures, saves only when
-told to, leaves no trace in git, and ends at Ctrl-C; nbdev makes its documentation of each."""
+"""The notebooks as people open them: `nfd-ref lab` shows the index and its pictures, saves only
+when told to, leaves no trace in git, and ends at Ctrl-C; nbdev makes documentation of each."""
 import ast
 import json
 import os
@@ -156,8 +156,9 @@ def test_imports_stand_in_cells_of_their_own():
     for notebook in NOTEBOOKS:
         for source in code_cells(notebook):
             if '#| eval: false' in source or 'nbdev_export()' in source: continue
-            kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body}
-            assert len(kinds) < 2, f'{notebook.name}: {source}'
+            kinds = {type(node) for node in ast.parse(source).body}
+            imports = {ast.Import, ast.ImportFrom}
+            assert not kinds & imports or kinds <= imports, f'{notebook.name}: {source}'
 
 @pytest.mark.slow
 def test_documentation_is_made_of_every_notebook_and_keeps_its_opening(tmp_path):
@@ -171,6 +172,7 @@ def test_documentation_is_made_of_every_notebook_and_keeps_its_opening(tmp_path)
     assert r.returncode == 0, r.stderr[-2000:]
     for notebook in NOTEBOOKS:
         second = ''.join(json.loads(notebook.read_text())['cells'][1]['source'])
-        made = [''.join(c['source']) for c in json.loads((tmp_path/notebook.name).read_text())['cells']]
+        cells = json.loads((tmp_path/notebook.name).read_text())['cells']
+        made = [''.join(cell['source']) for cell in cells]
         opening = re.split(r'[`\[(]', second)[0]    # names become links
         assert any(opening in cell for cell in made), notebook.name

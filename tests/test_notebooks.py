@@ -24,7 +24,9 @@ def printed(cell):
 @pytest.mark.slow
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(notebook):
-    command = [str(Path(sys.executable).with_name('nbdev-test')), str(notebook)]
+    "As \"Run All\" does: with the cells that want a GPU or hours, which look before they begin."
+    command = [str(Path(sys.executable).with_name('nbdev-test')), '--flags', 'cuda slow',
+               str(notebook)]
     r = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert r.returncode == 0, r.stdout[-6000:] + r.stderr[-6000:]
 
