@@ -772,6 +772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'nfd_ref.speed.Times.summary': ('speed.html#times.summary', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.add_rates': ('speed.html#add_rates', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.bench': ('speed.html#bench', 'nfd_ref/speed.py'),
+                               'nfd_ref.speed.bench_busy': ('speed.html#bench_busy', 'nfd_ref/speed.py'),
+                               'nfd_ref.speed.busy': ('speed.html#busy', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.card': ('speed.html#card', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.dtype_name': ('speed.html#dtype_name', 'nfd_ref/speed.py'),
                                'nfd_ref.speed.finish': ('speed.html#finish', 'nfd_ref/speed.py'),

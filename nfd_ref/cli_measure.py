@@ -75,6 +75,7 @@ def cmd_bench(
     steps:int=None,             # denoising steps a frame (those of the world)
     window:int=None,            # frames looked back at, with --preset
     growth:bool=False,          # instead: cost as frames, window, steps, batch and size grow
+    busy:bool=False,            # instead: beside 0, 1 and 2 other programs that never rest
     speculate:bool=False,       # instead: drafts of 1 to 8 frames; --out is gone on with
     threads:int=None,           # CPU threads (PyTorch's choice)
     device:str=None,            # cpu or cuda (cuda where there is one)
@@ -111,9 +112,13 @@ def cmd_bench(
     kind = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')).type
     names = [name for name, engine in ENGINES.items() if kind in engine.devices]
     names += ['static+bf16', 'compiled+bf16', f'{names[-1]}+bf16']
+    if busy: names = ['static', names[-1]]
     if engines: names = engines.split(',')
     worlds = {name: load(name) for name in names}
     start = speed.still(worlds[names[0]])
+    if busy:
+        speed.bench_busy(worlds, start, out, frames, min(20, frames))
+        return
     speed.bench(worlds, start, out, frames, min(10, frames))
 
 def bench_drafts(load, name, out, judged):

@@ -470,6 +470,16 @@ def test_bench(tmp_path, capsys):
     for row in record['ladder'].values():
         assert row['step']['median'] >= row['latents']['median'] > row['roofline_ms'] > 0
 
+@pytest.mark.slow
+def test_bench_on_busy_cores(tmp_path, capsys):
+    out = works(capsys, 'bench', '--busy', '--engines', 'static', '--frames', 3, '--device', 'cpu',
+                '--out', tmp_path/'b.json')
+    record = json.loads(out.splitlines()[-1])
+    assert record == json.loads((tmp_path/'b.json').read_text())
+    assert list(record['ladder']) == [f'static, {count} busy' for count in range(3)]
+    for row in record['ladder'].values(): assert row['worst'] >= row['step']['median'] > 0
+    assert record['ladder']['static, 0 busy']['kept'] == 1
+
 @pytest.mark.parametrize('args, says', [
     (['--engines', 'warp'], 'no engine "warp"'),
     (['--engines', 'static+fp4'], 'after + comes bf16'),
