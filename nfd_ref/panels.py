@@ -229,7 +229,7 @@ NUMBERS[torch.bfloat16] = BFLOAT16
 TRIES = 3               # of each number of threads
 LATE = 1.5              # times as long as expected: is another program there?
 FAR = 3.                # times as long: no need to look again
-REST = (1., 30.)        # seconds from trial to trial, at least and at most
+REST = (.25, 30.)       # seconds from trial to trial, at least and at most
 
 class Crew:
     "Does one kind of work with all threads or with one, whichever is measured to be quicker."
