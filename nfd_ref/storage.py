@@ -25,7 +25,7 @@ __all__ = [
     'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord', 'ComparisonRecord',
     'PlayRecord',
     'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
-    'load_model', 'provenance']
+    'load_model', 'shipped', 'provenance']
 
 # ---- JSON
 
@@ -394,6 +394,13 @@ def check_sizes(cfg, where):
             whole = isinstance(number, int) and not isinstance(number, bool)
             if whole and not 1 <= number <= MOST:
                 raise ValueError(f'{where}: {name} is {value}, wanted 1 to {MOST}')
+
+def shipped(name):
+    "The path of something in the repository's data/, from wherever we are."
+    path = Path(__file__).resolve().parents[1]/'data'/name
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such file; data/ comes with a clone of the repository')
+    return Path(os.path.relpath(path))
 
 def provenance():
     "Where a result comes from: package commit, versions, processor."
