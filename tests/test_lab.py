@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,6 +88,19 @@ def test_saving_leaves_no_trace(notebook):
     model = as_jupyter_saves(notebook)
     cli.cli_lab.clean_saved(model, path=notebook.name)
     assert model['content'] == json.loads(notebook.read_text())
+
+def test_nbdev_s_hooks_leave_the_clone_clean(tmp_path):
+    pytest.importorskip('nbdev')
+    for name in ('.gitattributes', '.gitignore', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
+    who = ('-c', 'user.name=a', '-c', 'user.email=a@b')
+    for words in (('init', '-q'), ('add', '.'), (*who, 'commit', '-qm', 'all')):
+        subprocess.run(['git', *words], cwd=tmp_path, check=True)
+    hooks = Path(sys.executable).with_name('nbdev-install-hooks')
+    home = tmp_path/'runs'                          # it writes to ~/.jupyter, too
+    home.mkdir()
+    subprocess.run([hooks], cwd=tmp_path, env=os.environ | dict(HOME=str(home)), check=True)
+    r = subprocess.run(['git', 'status', '--short'], cwd=tmp_path, capture_output=True, text=True)
+    assert r.stdout == ''
 
 # ---- the server
 
