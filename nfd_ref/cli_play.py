@@ -14,7 +14,7 @@ VIEW = (0, 150)                         # episode and frame of the shipped video
 @command('world')
 def cmd_play(
     world:Path=STUDENT,         # folder of a world
-    data:Path=VIDEO,            # video folder to start from
+    data:Path=None,             # video folder to start from (the clips that the world carries)
     clip:int=None,              # held-out episode to start from (0)
     start:int=None,             # frame of it to start at (0; of the shipped video 150, a view)
     picture:Path=None,          # start from one picture instead, repeated
@@ -41,7 +41,7 @@ def cmd_play(
     from nfd_ref.speculation import Speculator
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
-    if replay: return play_again(replay, world, data, out, gif)
+    if replay: return play_again(replay, world, data or VIDEO, out, gif)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
     if speculate:
@@ -49,7 +49,8 @@ def cmd_play(
         game = Speculator.load(world, **settings, speculate=draft_size(speculate))
     else:
         game = world_class(world).load(world, **settings)
-    place = start_place(data, clip, start, game.model.cfg.window)
+    place = None
+    if not picture: place = start_place(data or own_video(world, game), clip, start, game)
     past = start_from(picture, game) if picture else place.clip()
     if 'dtype' in settings: settings['dtype'] = str(game.engine.dtype).removeprefix('torch.')
     if picture and (keys or browser): raise ValueError('--picture goes with a trace, so far')
@@ -82,7 +83,18 @@ def about_drafts(account):
             f'{kept}; {found["calls_per_frame"]:.2f} network calls and '
             f'{found["passes_per_frame"]:.2f} frames through it per frame shown')
 
-def start_place(data, clip, start, window):
+def own_video(folder, game):
+    "What a world is begun from when nothing is said: its own clips, or the shipped video."
+    from nfd_ref.session import home_video
+    from nfd_ref.video import VideoFolder
+    try:
+        return home_video(folder)
+    except ValueError:
+        shipped = VideoFolder(VIDEO, 'test')
+        if (shipped.space, shipped.size) != (game.space, game.size): raise
+        return VIDEO
+
+def start_place(data, clip, start, game):
     "Where a walk begins: a `Start` of a window's length, where the episode has so many frames."
     from nfd_ref.session import Start
     from nfd_ref.video import VideoFolder
@@ -94,7 +106,7 @@ def start_place(data, clip, start, window):
     if not 0 <= clip <= last:
         raise ValueError(f'--clip {clip}: there are {last + 1} held-out episodes, 0..{last}')
     episode = videos.episodes[clip]
-    stop = max(min(start + window, episode.frames), start + 1)
+    stop = max(min(start + game.model.cfg.window, episode.frames), start + 1)
     return Start(str(data), episode.name, start, stop)
 
 def play_terminal(session, frames, out, gif):
@@ -112,7 +124,7 @@ def play_page(world, data, place, out, setting):
     "Serve the player to a browser of this machine until Ctrl-C."
     from nfd_ref.console import Console
     from nfd_ref.player import Page
-    worlds = [world, *(folder for folder in (STUDENT, WORLD) if folder != world)]
+    worlds = [world, *(folder for folder in (STUDENT, WORLD) if is_sister(folder, world))]
     films = out.parent/'played'
     page = Page(Console(worlds, data, place, out=films, **setting))
     print(f'{page.url}\nfilms go to {films}; Ctrl-C ends it', flush=True)
@@ -122,6 +134,13 @@ def play_page(world, data, place, out, setting):
         page.thread.join()
     except KeyboardInterrupt:
         page.close()
+
+def is_sister(folder, world):
+    "Is this another world of the same game, of the same size?"
+    from nfd_ref.storage import WorldInfo, read_record
+    both = [read_record(path/'world.json', WorldInfo) for path in (folder, world)]
+    one, other = [(info.action_space, info.size) for info in both]
+    return one == other and folder.resolve() != world.resolve()
 
 def play_again(path, world, data, out, gif):
     "The film of a record, made again."

@@ -36,6 +36,15 @@ def train_config(
                      save_every=save_every)
     return replace(recipe, **numbers, bf16=bf16 or recipe.bf16, compile=compile or recipe.compile)
 
+def how_to_play(folder, data='VIDEO'):
+    "The command that plays what was trained: a world without start clips wants video."
+    from nfd_ref.session import home_video
+    try:
+        home_video(folder)
+    except ValueError:
+        return f'-> nfd-ref play {folder} --data {data}'
+    return f'-> nfd-ref play {folder}'
+
 @command()
 @delegates(train_config)
 def cmd_train_tokenizer(
@@ -155,7 +164,7 @@ def cmd_distill_consistency(
     distill_consistency(out, teacher, videos, cfg, method, length, resume=resume)
     sampling = choose_sampling(out/'final', videos, clips=clips)
     print(json.dumps(sampling))
-    print(f'-> nfd-ref play {out/"final"}')
+    print(how_to_play(out/'final', data))
 
 @command()
 def cmd_distill_trajectories(
@@ -196,7 +205,7 @@ def cmd_distill_ode(
     within(1, MANY, chunk=chunk)
     distill_ode(out, teacher, trajectories, train_config(ODE_RECIPE, **kwargs), chunk,
                 resume=resume)
-    print(f'-> nfd-ref play {out/"final"}')
+    print(how_to_play(out/'final'))
 
 @command()
 @delegates(train_config)
@@ -234,7 +243,7 @@ def cmd_distill_distribution(
     distill_distribution(out, teacher, videos, cfg, method, start, chunk, length, latents,
                          resume=resume, on_save=watch)
     if watch: print(f'step {watch.keep_best(out/"final")} is kept')
-    print(f'-> nfd-ref play {out/"final"}')
+    print(how_to_play(out/'final', data))
 
 @command('runs')
 def cmd_distill_compare(

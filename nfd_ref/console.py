@@ -20,7 +20,7 @@ from PIL import Image
 from .engines import ENGINES
 from .inside import LENSES, SecondWorld, close_lens, has_simulator, open_lens
 from .play import CAMERA, bindings
-from .session import Session, Setting, starts_of
+from .session import Session, Setting, home_video, starts_of
 from .storage import WorldInfo, read_record
 
 # %% ../nbs/13e_console.ipynb #7e00000b
@@ -123,7 +123,7 @@ class Console:
     "A session with its settings, and everybody who looks at it."
     def __init__(self,
         worlds,             # folders of worlds, or one
-        video,              # folder of video to begin from
+        video=None,         # folder of video to begin from; None: the clips of the first world
         start=None,         # `Start`; None: the first of `starts_of`
         rate=None,          # frames a second; None: the world's
         out='runs/played',  # folder for films and records
@@ -132,7 +132,7 @@ class Console:
         if isinstance(worlds, (str, Path)): worlds = [worlds]
         self.worlds = {Path(folder).name: str(folder) for folder in worlds}
         window = read_record(Path(worlds[0])/'world.json', WorldInfo).shape['window']
-        places = starts_of(video, window)
+        places = starts_of(home_video(worlds[0], video), window)
         if start is not None: places = [start, *(place for place in places if place != start)]
         self.starts = {f'{place.episode} {place.stop}': place for place in places[:10]}
 

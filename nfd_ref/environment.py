@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from .diffusion import add_noise
 from .engines import ENGINES
-from .session import starts_of
+from .session import home_video, starts_of
 from .streaming import CONTEXT_NOISE, FRESH_NOISE, START_NOISE, World
 
 # %% ../nbs/13g_environment.ipynb #7d000009
@@ -91,7 +91,7 @@ as_env = WorldEnv       # `as_env(world, prompts)` reads as what it does
 # %% ../nbs/13g_environment.ipynb #7d000012
 def make_env(
     world,              # folder of a world, or a `World`
-    video,              # folder of video whose held-out episodes give the prompts
+    video=None,         # folder of video whose held-out episodes give the prompts; None: its own
     length=200,         # steps of an episode
     render_mode=None,
     **overrides         # of `World`'s arguments: steps, engine, device...
@@ -102,7 +102,11 @@ def make_env(
 
 def load_prompts(world, video, overrides):
     "A `World` and the clips to start from."
-    if not isinstance(world, World): world = World.load(world, **overrides)
+    if isinstance(world, World):
+        if video is None: raise ValueError('a loaded world: name a folder of video to start from')
+    else:
+        video = home_video(world, video)
+        world = World.load(world, **overrides)
     places = starts_of(video, world.model.cfg.window)
     return world, [place.clip() for place in places]
 
@@ -209,7 +213,8 @@ def render(self:WorldVectorEnv):
     "One frame for each episode."
     if self.render_mode == 'rgb_array': return tuple(self.frames.copy())
 
-def make_vector_env(world, video, num_envs=4, length=200, render_mode=None, **overrides):
+def make_vector_env(
+    world, video=None, num_envs=4, length=200, render_mode=None, **overrides):
     "What `gym.make_vec('nfd_ref/World-v0', num_envs=..., world=..., video=...)` gives."
     loaded, prompts = load_prompts(world, video, overrides)
     return WorldVectorEnv(loaded, prompts, num_envs, length, render_mode)

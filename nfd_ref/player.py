@@ -32,7 +32,7 @@ PLAIN = 'plain'         # name of the view that is no browser's
 class Player(Console):
     """A world to play in a notebook: a cell that ends with it shows it. Without anywidget, it is a
     plain picture with buttons."""
-    def __init__(self, worlds, video, start=None, rate=None, out='../runs/played', **setting):
+    def __init__(self, worlds, video=None, start=None, rate=None, out='../runs/played', **setting):
         super().__init__(worlds, video, start, rate, out, **setting)
         self.widget = canvas(self) if find_spec('anywidget') else PlainPlayer(self).widget
 

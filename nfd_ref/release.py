@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'LENGTH', 'NOISES', 'score_player', 'score_rollouts', 'rollout_psnr', 'choose_noise', 'copy_part',
-           'release', 'choose_sampling']
+           'keep_starts', 'release', 'choose_sampling']
 
 # %% ../nbs/07e_release.ipynb #fc19e994
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from .measures import players
-from .storage import WorldInfo, read_record, write_aside, write_record
+from .storage import STARTS, WorldInfo, read_record, write_aside, write_record
 from .streaming import World, rollout
 from .tokenizer import psnr
-from .video import VideoFolder, draw_clips
+from .video import VideoFolder, draw_clips, import_clips
 
 # %% ../nbs/07e_release.ipynb #8d5b5a0c
 CONTEXT = 8             # real frames that a player is shown
@@ -90,6 +91,21 @@ def copy_part(
         for log in (of_run, released):
             if log.exists(): shutil.copy(log, out/name)
 
+# %% ../nbs/07e_release.ipynb #71d698d1
+def keep_starts(
+    folder,             # of the world
+    videos,             # `VideoFolder` of held-out episodes
+    window,             # frames of a start, where an episode has so many
+    count=8             # how many
+):                      # `VideoFolder`
+    "Put held-out clips into a world's folder: what it is played from, wherever it goes."
+    length = min(window, max(episode.frames for episode in videos.episodes))
+    clips = draw_clips(videos, count, length)
+    starts = import_clips(Path(folder)/STARTS, clips, test=0, crf=12)
+    held_out = tuple(episode.name for episode in starts.episodes)
+    write_record(starts.folder/'dataset.json', replace(starts.info, test=held_out))
+    return VideoFolder(starts.folder, 'test')
+
 # %% ../nbs/07e_release.ipynb #71d698cb
 def release(
     tokenizer,          # folder of the trained tokenizer
@@ -109,6 +125,7 @@ def release(
         train = VideoFolder(data, 'train')
         held_out = VideoFolder(data, 'test')
         info = read_record(tmp/'world.json', WorldInfo)
+        keep_starts(tmp, held_out, info.shape['window'])
 
         drawn = list(draw_clips(train, clips // 4, CONTEXT + LENGTH))
         best, tried = choose_noise(tmp, drawn)

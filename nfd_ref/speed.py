@@ -252,7 +252,7 @@ def still(world):
     "A grey `Clip` as long as the window: something to start from."
     frames = world.model.cfg.window
     grey = np.full((frames, *world.size, 3), 128, np.uint8)
-    actions = np.zeros((frames, len(world.space.sizes)), np.int64)
+    actions = np.tile(world.space.rest, (frames, 1))
     return Clip(grey, actions, world.space, world.fps)
 
 # %% ../nbs/08_speed.ipynb #2add9b53

@@ -23,7 +23,7 @@ __all__ = [
     'write_record',
     'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'CodesInfo', 'WorldInfo', 'TokensInfo',
     'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord', 'ComparisonRecord',
-    'PlayRecord',
+    'PlayRecord', 'STARTS',
     'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
     'load_model', 'shipped', 'provenance']
 
@@ -171,6 +171,8 @@ class CodesInfo(ModelInfo):
 class JudgeInfo(ModelInfo):
     "idm.json"
     kind: str = 'idm'
+
+STARTS = 'starts'       # in a world's folder: clips to begin from, a folder of video
 
 @dataclass(kw_only=True)
 class WorldInfo(ModelInfo):

@@ -195,7 +195,8 @@ def _check_start(self:World, clip):
     if not len(clip): raise ValueError('reset needs a clip of at least one frame')
     if clip.space.sizes != self.space.sizes:
         raise ValueError(f'the clip has actions of "{clip.space.name}" {clip.space.sizes}, '
-                         f'this world of "{self.space.name}" {self.space.sizes}')
+                         f'this world of "{self.space.name}" {self.space.sizes}; '
+                         'start from video of its own game')
     self._check_frame(clip.frames[0])
 
 @patch
