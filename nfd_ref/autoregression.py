@@ -336,7 +336,7 @@ def keep_tokens(out, model, tokenizer, videos, about, before, cfg):
         **about,
         train=asdict(cfg),
         before=before,
-        action_space=asdict(videos.space),
+        action_space=videos.space.record,
         fps=videos.fps,
         size=videos.size,
         **provenance()))

@@ -22,12 +22,14 @@ def cmd_record(
     """Record ViZDoom into a folder of video.
     Episodes of a scenario, played by a sticky, wall-avoiding player."""
     from nfd_ref.doom import Recorder, record
+    from nfd_ref.video import check_size
     try:
         width, height = map(int, size.split('x'))
     except ValueError:
         raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
     for side in (width, height):
         if not 8 <= side <= 2048: raise ValueError(f'--size {size}: sides of 8 to 2048 pixels')
+    check_size((height, width), f'--size {size}')
     within(1, MANY, episodes=episodes)
     within(0, MANY, test=test)
     within(2, MANY, length=length)

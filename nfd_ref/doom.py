@@ -393,7 +393,7 @@ def record(
 
     names = [f'ep_{number:05d}' for number in range(episodes)]
     made = asdict(rec) | dict(seed=seed, episodes=episodes, vizdoom=version('vizdoom'))
-    info = DatasetInfo(fps=rec.fps, action_space=asdict(DOOM9), test=names[episodes - test:],
+    info = DatasetInfo(fps=rec.fps, action_space=DOOM9.record, test=names[episodes - test:],
                        recorder=made)
     _claim(folder, info)
 

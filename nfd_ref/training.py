@@ -326,7 +326,7 @@ def save_world(
     "OUT/final: the weights, and world.json with how they came to be."
     save_model(Path(out)/'final', model, WorldInfo(
         **history,
-        action_space=asdict(videos.space),
+        action_space=videos.space.record,
         fps=videos.fps,
         size=videos.size,
         **provenance()))

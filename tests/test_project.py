@@ -57,7 +57,7 @@ ROOMS = {
     'translation': ['streaming'],
     'play': ['streaming', 'vpt'],
     'session': ['play'],
-    'terminal': [],
+    'terminal': ['play'],
     'inside': ['session', 'doom'],
     'console': ['inside'],
     'player': ['console'],
