@@ -1,4 +1,4 @@
-"""Commands that make what others use: `record`, `branches`, `walks`, `release`, `build`.
+"""Commands that make what others use: `record`, `import`, `branches`, `walks`, `release`, `build`.
 Written by hand (see `command`)."""
 
 import json
@@ -6,6 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 from nfd_ref.command import MANY, SEEDS, VIDEO, command, load_tokenizer, within
+
+def pixels(size):
+    "'80x48' -> (height, width), if a world can be trained on it."
+    from nfd_ref.video import check_size
+    try:
+        width, height = map(int, size.split('x'))
+    except ValueError:
+        raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
+    for side in (width, height):
+        if not 8 <= side <= 2048: raise ValueError(f'--size {size}: sides of 8 to 2048 pixels')
+    check_size((height, width), f'--size {size}')
+    return height, width
 
 @command('out')
 def cmd_record(
@@ -22,14 +34,7 @@ def cmd_record(
     """Record ViZDoom into a folder of video.
     Episodes of a scenario, played by a sticky, wall-avoiding player."""
     from nfd_ref.doom import Recorder, record
-    from nfd_ref.video import check_size
-    try:
-        width, height = map(int, size.split('x'))
-    except ValueError:
-        raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
-    for side in (width, height):
-        if not 8 <= side <= 2048: raise ValueError(f'--size {size}: sides of 8 to 2048 pixels')
-    check_size((height, width), f'--size {size}')
+    height, width = pixels(size)
     within(1, MANY, episodes=episodes)
     within(0, MANY, test=test)
     within(2, MANY, length=length)
@@ -39,6 +44,39 @@ def cmd_record(
     recorder = Recorder(scenario, height, width, length, crf=crf)
     videos = record(out, recorder, episodes, test, seed, workers)
     print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
+
+@command('out', 'recordings')
+def cmd_import(
+    out:Path,                       # folder of video to make: new
+    recordings:Annotated[Path, dict(nargs='+')],    # videos, folders of them, patterns: takes/*.mp4
+    space:Path=None,                # JSON with name, fields and keys of the game (what occurs)
+    fps:float=20.,                  # pictures a second that are kept
+    size:Annotated[str, dict(metavar='WxH')]=None,  # in pixels (80x48; of VPT's files 384x224)
+    fit:str='crop',                 # how a frame gets that size: crop, pad or stretch
+    length:int=1200,                # pictures of an episode at most
+    test:int=1,                     # recordings held out, the last ones
+    crf:int=18,                     # H.264 quality, smaller is better
+):
+    """Make a folder of video from recordings of any game.
+    Beside each video lies a log of its name: .csv, .json or .jsonl with time, key and event (down
+    or up), or a row for each frame; or one of VPT's. A folder made before can be given another
+    size. See data/README.md."""
+    from nfd_ref.recordings import import_recordings, unused_keys
+    from nfd_ref.storage import from_json, read_json
+    from nfd_ref.video import ActionSpace
+    if not 0 < fps <= 240: raise ValueError(f'--fps {fps}: a rate above 0, at most 240')
+    within(2, MANY, length=length)
+    within(0, MANY, test=test)
+    within(0, 51, crf=crf)
+    if space: space = from_json(ActionSpace, read_json(space), space)
+    videos = import_recordings(out, recordings, space, fps, pixels(size) if size else None, fit,
+                               length, test, crf=crf)
+    print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
+    print('fields: ' + '; '.join(f'{field}: {", ".join(choices[:6])}' for field, choices
+                                 in videos.space.fields.items()))
+    unused = unused_keys(recordings, videos.space)
+    counts = ', '.join(f'{key} ({count})' for key, count in unused.items())
+    if unused: print(f'keys that play nothing: {counts}')
 
 @command('out')
 def cmd_branches(

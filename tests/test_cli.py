@@ -40,7 +40,7 @@ BRANCHES = ROOT/'data'/'branches'
 JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
-    'play', 'translate', 'record', 'branches', 'walks', 'train tokenizer', 'train world',
+    'play', 'translate', 'record', 'import', 'branches', 'walks', 'train tokenizer', 'train world',
     'train teacher', 'train idm', 'distill consistency', 'distill trajectories', 'distill ode',
     'distill distribution', 'distill compare', 'release', 'evaluate', 'bench', 'compare',
     'build', 'lab')

@@ -26,6 +26,7 @@ ROOMS = {
     'video': ['mp4'],
     'doom': ['video'],
     'vpt': ['video'],
+    'recordings': ['vpt'],
     'tokenizer': ['video'],
     'transformer': ['attention'],
     'loop': ['diffusion', 'storage'],
