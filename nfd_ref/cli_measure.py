@@ -45,8 +45,16 @@ def cmd_evaluate(
     row = leaderboard_row(report, name or world.name, words)
     if leaderboard: add_to_leaderboard(leaderboard, row)
     for key, value in row.items(): print(f'{key:20} {value}')
+    tell_where_it_moves(report.metrics['changed'])
     tell_what_is_left_out(report)
     print(f'-> {out}, {out.with_suffix(".png")}')
+
+def tell_where_it_moves(found):
+    "PSNR on the pixels that changed: where most of a picture stands still, that of all hides it."
+    if found['world']['mean'] is None: return print('PSNR of changed pixels: nothing changed')
+    numbers = ', '.join(f'{name} {found[name]["mean"][0]:.1f}'
+                        for name in ('world', 'copy_last', 'tokenizer'))
+    print(f'PSNR of changed pixels, dB ({found["world"]["share"]:.0%} of all): {numbers}')
 
 GIVERS = dict(                          # what gives a metric what it needs
     judge='--idm, from nfd-ref train idm',

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from .doom import load_branches
 from .judge import IDMConfig, InverseDynamics, follow
-from nfd_ref.measures import (
-    FVD, LPIPS, Column, IdmDistance, Quality, TextureDistance, as_code, load_torchscript, play_all,
-    players)
+from .measures import (
+    FVD, LPIPS, Changed, Column, IdmDistance, Quality, TextureDistance, as_code,
+    load_torchscript, play_all, players)
 from nfd_ref.storage import (
     JudgeInfo, Report, fingerprint, load_model, provenance, read_json, write_aside, write_json,
     write_record)
@@ -31,6 +31,7 @@ from .video import VideoFolder, draw_clips
 # %% ../nbs/07c_evaluation.ipynb #eef5afc3
 METRICS = [             # what `evaluate` measures, in this order
     Quality(),
+    Changed(),
     IdmDistance(),
     TextureDistance(),
     FVD(),

@@ -521,7 +521,8 @@ def test_evaluate_leaves_out_what_own_video_has_not(tmp_path, capsys, monkeypatc
     import_clips(tmp_path/'own', [shipped.clip(e, 0, 70) for e in range(2)])
     out = works(capsys, 'evaluate', '--quick', '--data', tmp_path/'own', '--out', tmp_path/'r.json')
     found = json.loads((tmp_path/'r.json').read_text())['metrics']
-    assert set(found) == {'quality', 'texture_distance', 'wrong_action_ratio', 'drift'}
+    assert set(found) == {'quality', 'changed', 'texture_distance', 'wrong_action_ratio', 'drift'}
+    assert 'PSNR of changed pixels, dB (' in out
     assert found['drift']['world'][0]['obeyed'] == []
     for line in ('left out: idm_distance, actions (give --idm, from nfd-ref train idm)',
                  'left out: counterfactual, memory (give --branches, from nfd-ref branches)',
