@@ -22,7 +22,7 @@ from .attention import KVCache
 from .diffusion import add_noise, per_frame, time_grid, to_x0
 from .loop import TrainConfig, claim_run, fit
 from .storage import (
-    TokenizerInfo, WorldInfo, fingerprint, load_model, provenance, save_model)
+    STARTS, TokenizerInfo, WorldInfo, fingerprint, load_model, provenance, save_model)
 from .streaming import tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig
 from .training import latent_clips, require_length
@@ -346,7 +346,7 @@ def keep_student(
     sampling,           # arguments of `World`
     **about             # more fields of `WorldInfo`
 ):
-    "A playable folder: the student, its history, the tokenizer of its teacher."
+    "A playable folder: the student, its history, the tokenizer and start clips of its teacher."
     save_model(folder, student, WorldInfo(
         shape=asdict(student.cfg),
         train=asdict(cfg),
@@ -358,6 +358,9 @@ def keep_student(
         **about,
         **provenance()))
     for file in tokenizer_of(home).glob('tokenizer*'): shutil.copy(file, folder/file.name)
+    for starts in (Path(home)/STARTS, tokenizer_of(home)/STARTS):
+        if starts.is_dir() and not (folder/STARTS).exists():
+            shutil.copytree(starts, folder/STARTS)
 
 # %% ../nbs/09_consistency.ipynb #ce209e8d
 def distill_consistency(

@@ -1,9 +1,12 @@
 "A game of one's own: from a recording to play, as data/README.md tells it."
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
+from nfd_ref.cli_train import how_to_play
+from nfd_ref.consistency import CONSISTENCY_RECIPE, keep_student
 from nfd_ref.console import Console
 from nfd_ref.environment import make_env
 from nfd_ref.play import CAMERA, Hands, bindings, stroll
@@ -70,6 +73,20 @@ def test_a_student_starts_from_the_clips_of_its_teacher(tmp_path, own_world, gam
     info = read_record(own_world/'world.json', WorldInfo)
     write_record(student/'world.json', replace(info, tokenizer='../../mine'))
     assert home_video(student).resolve() == (own_world/'starts').resolve()
+
+def test_a_student_takes_the_clips_along(tmp_path, own_world, game):
+    keep_starts(own_world, VideoFolder(game.folder, 'test'), window=4)
+    world = World.load(own_world, device='cpu')
+    info = read_record(own_world/'world.json', WorldInfo)
+    final = tmp_path/'final'
+    keep_student(final, world.model, str(own_world), info, CONSISTENCY_RECIPE, {}, data='',
+                 length=4)
+    shutil.rmtree(own_world)
+    assert how_to_play(final) == f'-> nfd-ref play {final}'
+    starts = starts_of(home_video(final), 4)
+    World.load(final, device='cpu').reset(starts[0].clip())
+    shutil.rmtree(final/'starts')
+    assert how_to_play(final, 'mine') == f'-> nfd-ref play {final} --data mine'
 
 def test_every_player_takes_the_clips(own_world, game):
     with pytest.raises(ValueError, match='name a folder of video'): Console(own_world)
