@@ -1,6 +1,8 @@
 """Commands that train: `train ...`, `distill ...`. Written by hand (see `command`)."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +38,51 @@ def train_config(
                      save_every=save_every)
     return replace(recipe, **numbers, bf16=bf16 or recipe.bf16, compile=compile or recipe.compile)
 
+def tell_cost(work, model, one_pass, cfg, share):
+    """Before a training: how large, how long on this machine. `one_pass` goes forth and back over
+    `share` of a step's batch; the second time it is timed."""
+    import torch
+    for _ in range(2):
+        started = time.perf_counter()
+        one_pass().backward()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / share * cfg.steps
+    seconds /= int(os.environ.get('WORLD_SIZE', 1))
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    time_needed = f'{seconds / 60:.0f} minutes' if seconds < 5400 else f'{seconds / 3600:.1f} hours'
+    if seconds < 60: time_needed = 'less than a minute'
+    if os.environ.get('RANK', '0') != '0': return
+    print(f'{millions:.1f} million parameters; {cfg.steps} steps of {cfg.batch} {work}: about '
+          f'{time_needed} on this machine, if it does nothing else', flush=True)
+
+def tell_tokenizer_cost(size, cfg):
+    "Of frames of this size, (height, width)."
+    import torch
+    from nfd_ref.tokenizer import Tokenizer, tokenizer_loss
+    tok = Tokenizer()
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    tok.to(device)
+    frames = min(cfg.batch, 32 if device == 'cuda' else 4)
+    x = torch.zeros(frames, 3, *size, device=device)
+    eps = torch.zeros(frames, tok.cfg.latents, *tok.grid(*size), device=device)
+    tell_cost(f'frames of {size[1]}x{size[0]}', tok, lambda: tokenizer_loss(tok, x, eps=eps)[0],
+              cfg, frames / cfg.batch)
+
+def tell_world_cost(shape, tok, videos, length, cfg):
+    "Of a preset, on clips of this length."
+    import torch
+    from nfd_ref.transformer import DiT
+    grid = tok.grid(*videos.size)
+    shape = replace(shape, latents=tok.cfg.latents, grid=grid, actions=videos.space.sizes)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = DiT(shape).to(device)
+    clips = max(1, cfg.batch // cfg.accumulate) if device == 'cuda' else 1
+    x = torch.randn(clips, length, shape.latents, *grid, device=device)
+    t = torch.full((clips, length), .5, device=device)
+    actions = torch.zeros(clips, length, len(shape.actions), dtype=torch.long, device=device)
+    tell_cost(f'clips of {length} frames', model, lambda: model(x, t, actions).square().mean(),
+              cfg, clips / cfg.batch)
+
 def how_to_play(folder, data='VIDEO'):
     "The command that plays what was trained: a world without start clips wants video."
     from nfd_ref.session import home_video
@@ -58,7 +105,9 @@ def cmd_train_tokenizer(
     from nfd_ref.training import TOKENIZER_RECIPE, train_tokenizer
     from nfd_ref.video import VideoFolder
     cfg = train_config(TOKENIZER_RECIPE, **kwargs)
-    train_tokenizer(out, VideoFolder(data, 'train'), cfg, resume=resume)
+    videos = VideoFolder(data, 'train')
+    tell_tokenizer_cost(videos.size, cfg)
+    train_tokenizer(out, videos, cfg, resume=resume)
     print(f'done -> {out/"final"}')
 
 @command()
@@ -86,6 +135,7 @@ def cmd_train_world(
     videos = VideoFolder(data, 'train')
     held_out = VideoFolder(data, 'test')
     tok = load_tokenizer(tokenizer)
+    tell_world_cost(shape, tok, videos, length, cfg)
     train_world(out, videos, tok, cfg, shape, length, mistakes=mistakes, init=init,
                 held_out=held_out, resume=resume)
     print(f'done -> {out/"final"}')
