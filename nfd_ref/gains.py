@@ -100,7 +100,7 @@ def as_keys(
 ):                          # int [f, k]
     "A trace for this space: as it is, if it fits, else its first field alone."
     if actions.shape[1] == len(space.sizes) and (actions < space.sizes).all(): return actions
-    keys = np.zeros((len(actions), len(space.sizes)), np.int64)
+    keys = np.tile(space.rest, (len(actions), 1))
     keys[:, 0] = actions[:, 0] % space.sizes[0]
     return keys
 

@@ -243,9 +243,9 @@ def key_at(
     space,              # `ActionSpace`
     i                   # frame; may be negative
 ):                      # an action, list of k choices
-    "A choice of the first field, each held for some frames, in turn; the other fields are 0."
+    "A choice of the first field, each held for some frames, in turn; the others are at rest."
     choice = i % (HELD * KEYS) // HELD % space.sizes[0]
-    return [choice] + [0] * (len(space.sizes) - 1)
+    return [choice, *map(int, space.rest[1:])]
 
 # %% ../nbs/08_speed.ipynb #67ddb91d
 def still(world):

@@ -9,10 +9,11 @@ from nfd_ref.cli_train import how_to_play
 from nfd_ref.consistency import CONSISTENCY_RECIPE, keep_student
 from nfd_ref.console import Console
 from nfd_ref.environment import make_env
+from nfd_ref.gains import as_keys
 from nfd_ref.play import CAMERA, Hands, bindings, stroll
 from nfd_ref.release import keep_starts
 from nfd_ref.session import home_video, starts_of
-from nfd_ref.speed import still
+from nfd_ref.speed import key_at, still
 from nfd_ref.storage import DatasetInfo, WorldInfo, read_record, write_record
 from nfd_ref.streaming import World
 from nfd_ref.terminal import key_map
@@ -104,6 +105,9 @@ def test_rest_is_rest(own_world, game):
     assert SPACE.label(SPACE.rest) == 'none'
     np.testing.assert_array_equal(Hands(SPACE).read()[0], SPACE.rest)
     np.testing.assert_array_equal(stroll(SPACE)[:15], np.tile(SPACE.rest, (15, 1)))
+    crafted = as_keys(MINEWORLD, np.zeros((3, 1), int))
+    np.testing.assert_array_equal(crafted[:, 1:], np.tile(MINEWORLD.rest[1:], (3, 1)))
+    np.testing.assert_array_equal(key_at(MINEWORLD, 0)[1:], MINEWORLD.rest[1:])
     np.testing.assert_array_equal(still(world).actions, np.tile(SPACE.rest, (4, 1)))
     first_without_none = ActionSpace('a', {'move': ('left', 'noop', 'right')})
     assert first_without_none.label(first_without_none.rest) == 'noop'
