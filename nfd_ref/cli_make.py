@@ -9,14 +9,14 @@ from nfd_ref.command import MANY, SEEDS, VIDEO, command, load_tokenizer, within
 
 def pixels(size):
     "'80x48' -> (height, width), if a world can be trained on it."
-    from nfd_ref.video import check_size
+    from nfd_ref.video import require_size
     try:
         width, height = map(int, size.split('x'))
     except ValueError:
         raise ValueError(f'--size {size}: wanted WIDTHxHEIGHT, such as 80x48') from None
     for side in (width, height):
         if not 8 <= side <= 2048: raise ValueError(f'--size {size}: sides of 8 to 2048 pixels')
-    check_size((height, width), f'--size {size}')
+    require_size((height, width), f'--size {size}')
     return height, width
 
 @command('out')

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .mp4 import open_video
 from .storage import DatasetInfo, from_json, read_json, read_record
 from .video import (
-    IDLE, NULL, ActionSpace, Clip, check_size, import_clips, load_actions)
+    IDLE, NULL, ActionSpace, Clip, require_size, import_clips, load_actions)
 from .vpt import load_vpt
 
 # %% ../nbs/00d_recordings.ipynb #0d00000c
@@ -319,7 +319,7 @@ def import_recordings(
                          'one to hold out is the least; record another one')
     is_vpt = recordings[0].is_vpt
     size = size or ((224, 384) if is_vpt else (48, 80))
-    check_size(size, 'what is wanted')
+    require_size(size, 'what is wanted')
     if not is_vpt: space = space or _space_beside(recordings, Path(out).name)
     count = round(sum(recording.about[0] for recording in recordings) * fps)
     bar = tqdm(total=count, desc='import', unit='frame', disable=not progress)

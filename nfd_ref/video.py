@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NULL', 'IDLE', 'SQUARE', 'film_strip', 'ActionSpace', 'Clip', 'ClipDataset', 'draw_clips', 'save_episode',
-           'load_actions', 'Episode', 'VideoFolder', 'check_size', 'import_clips']
+           'load_actions', 'Episode', 'VideoFolder', 'require_size', 'import_clips']
 
 # %% ../nbs/00_video.ipynb #35503ff2
 import dataclasses
@@ -333,7 +333,7 @@ def _names(self:VideoFolder):
 # %% ../nbs/00_video.ipynb #dffd1688
 SQUARE = 16     # pixels: eight make a latent, two latents a token
 
-def check_size(
+def require_size(
     size,       # (height, width) in pixels
     where       # named in the error
 ):
@@ -360,7 +360,7 @@ def _check(self:VideoFolder, name):
     if pose is not None and len(pose) != count:
         raise ValueError(f'{npz}: {count} frames but {len(pose)} poses')
     if self.size is None:
-        check_size(size, mp4)
+        require_size(size, mp4)
         self.size = size
     if size != self.size:
         raise ValueError(f'{mp4}: {size[1]}x{size[0]} pixels, '
@@ -437,7 +437,7 @@ def import_clips(
                 if kind != first:
                     raise ValueError(f'clip {len(names)} is {_kind_text(*kind)}; '
                                      f'the first was {_kind_text(*first)}')
-                check_size(clip.frames.shape[1:3], f'clip {len(names)}')
+                require_size(clip.frames.shape[1:3], f'clip {len(names)}')
                 names.append(f'ep_{len(names):05d}')
                 save_episode(tmp, names[-1], clip, **video_kwargs)
             if len(names) > ends[-1]: ends.append(len(names))
