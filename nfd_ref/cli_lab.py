@@ -43,7 +43,7 @@ def cmd_lab(
         sys.exit(wait_for([sys.executable, '-m', 'jupyterlab', *words]))
 
 def wait_for(words):
-    "Run a program until it ends; gives its exit code. What stops us stops it, once, in its own time."
+    "Run a program until it ends, in its own time where we are stopped; gives its exit code."
     program = subprocess.Popen(words, start_new_session=True)       # a terminal's Ctrl-C is for us
     try:
         return program.wait()

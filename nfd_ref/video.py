@@ -8,7 +8,6 @@ __all__ = ['NULL', 'IDLE', 'SQUARE', 'film_strip', 'ActionSpace', 'Clip', 'ClipD
 
 # %% ../nbs/00_video.ipynb #35503ff2
 import dataclasses
-import glob
 import io
 import textwrap
 import warnings
@@ -348,8 +347,7 @@ def require_size(
 @patch
 def _check(self:VideoFolder, name):
     "How many frames an episode has whose files are whole and agree."
-    mp4 = self.folder/f'{name}.mp4'
-    npz = self.folder/f'{name}.npz'
+    mp4, npz = (self.folder/f'{name}{ending}' for ending in ('.mp4', '.npz'))
     for path in (mp4, npz): _check_ending(path)
     actions, pose = load_actions(npz)
     self.space.check(actions, npz)
@@ -359,22 +357,21 @@ def _check(self:VideoFolder, name):
                          'there must be one action per frame')
     if pose is not None and len(pose) != count:
         raise ValueError(f'{npz}: {count} frames but {len(pose)} poses')
-    if self.size is None:
-        require_size(size, mp4)
-        self.size = size
+    if self.size is None: require_size(size, mp4)
+    self.size = self.size or size
     if size != self.size:
         raise ValueError(f'{mp4}: {size[1]}x{size[0]} pixels, '
                          f'but the folder has {self.size[1]}x{self.size[0]}')
     rate = timeline(mp4).rate
     if rate and abs(rate / self.fps - 1) > .02:
-        raise ValueError(f'{mp4}: {rate:.4g} frames per second by its time stamps, '
-                         f'but dataset.json says fps {self.fps:g}')
+        raise ValueError(f'{mp4}: {rate:.4g} FPS by its time stamps, {self.fps:g} by dataset.json')
     return count
 
 def _check_ending(path):
     "A file that is there under another spelling is named."
     if path.exists(): return
-    for other in path.parent.glob(f'{glob.escape(path.stem)}.*'):
+    for other in path.parent.iterdir():
+        if other.stem != path.stem: continue
         if other.suffix.lower() == path.suffix or path.suffix == '.mp4' and other.suffix != '.npz':
             raise FileNotFoundError(f'{path}: no such file, but {other.name} is there: '
                                     f'an episode is a {path.stem}.mp4 and a {path.stem}.npz')

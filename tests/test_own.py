@@ -137,7 +137,7 @@ def test_a_size_that_cannot_be_trained_is_refused_when_the_folder_is_opened(tmp_
 
 def test_a_wrong_rate_is_noticed(tmp_path):
     folder = own_folder(tmp_path/'a', next(own_clips()), 20)
-    with pytest.raises(ValueError, match='10 frames per second by its time stamps'):
+    with pytest.raises(ValueError, match='10 FPS by its time stamps'):
         VideoFolder(folder)
 
 def test_record_refuses_a_size_before_it_begins(tmp_path, capsys):
