@@ -41,6 +41,7 @@ def cmd_play(
     from nfd_ref.speculation import Speculator
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
+    require_films(out, gif, keys)
     if replay: return play_again(replay, world, data or VIDEO, out, gif)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
@@ -62,11 +63,20 @@ def cmd_play(
     trace = parse_actions(actions, game.space) if actions else stroll(game.space, seed)
     if frames: trace = np.resize(trace, (frames, trace.shape[1]))       # cut, or repeated
     paths = [out, gif] if gif else [out]
-    _, speed = play(game, past, trace, paths)
+    _, speed = play(game, past, trace, paths, keep=False)
     print(f'{speed.frames} frames at {speed.fps:.1f} FPS (median {speed.ms_median:.1f} ms, '
           f'p95 {speed.ms_p95:.1f} ms a frame, decoding included)')
     print(f'{about_world(game)} -> {", ".join(map(str, paths))}')
     if speculate: print(about_drafts(game.account))
+    if speed.frames < len(trace):
+        raise KeyboardInterrupt(f'after frame {speed.frames} of {len(trace)}; the film has them')
+
+def require_films(out, gif, recorded):
+    "Can the films be written, and the record beside one of a walk of yours?"
+    from nfd_ref.storage import PlayRecord, require_out, require_record
+    if gif: require_out(gif, '.gif')
+    if recorded: require_record(out.with_suffix('.json'), PlayRecord)
+    require_out(out, *(['.mp4'] if recorded else ['.mp4', '.gif']))
 
 def draft_size(text):
     "'4' or 'auto', as `Speculator` takes it."
@@ -179,11 +189,13 @@ def cmd_translate(
     """Give a video the look of a world, frame by frame, true to its motion.
     Every frame is noised and brought down again behind those made before. No training."""
     import numpy as np
+    from nfd_ref.storage import require_out
     from nfd_ref.streaming import World
     from nfd_ref.translation import translate
     from nfd_ref.video import Clip, load_actions, read_frames, write_video
     within(1, MANY, calls=calls)
     within(0, SEEDS, seed=seed)
+    require_out(out, '.mp4')
     game = World.load(world, **engine_kwargs(engine))
     rows, _ = load_actions(actions)
     clip = Clip(read_frames(video, size=game.size), rows, game.space, game.fps)
@@ -192,9 +204,9 @@ def cmd_translate(
         seen = read_frames(look, size=game.size)[:8]
         past = Clip(seen, np.tile(game.space.rest, (len(seen), 1)), game.space, game.fps)
 
-    made = np.stack(list(translate(game, clip, strength, calls, past, seed)))
-    write_video(out, made, game.fps, pix_fmt='yuv420p')
-    print(f'{len(made)} frames, {about_world(game)} -> {out}')
+    film = translate(game, clip, strength, calls, past, seed)
+    count = write_video(out, film, game.fps, pix_fmt='yuv420p')
+    print(f'{count} frames, {about_world(game)} -> {out}')
 
 def about_world(world):
     "How a world is being played, in one line."

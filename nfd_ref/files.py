@@ -4,11 +4,12 @@ ground below `storage`."""
 import os
 import re
 import shutil
+import tempfile
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ['write_aside', 'sweep', 'lock', 'unlock']
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock']
 
 # ---- whole files
 
@@ -25,6 +26,33 @@ def write_aside(path):
     finally:
         if tmp.is_dir(): shutil.rmtree(tmp)
         else: tmp.unlink(missing_ok=True)
+
+SIGNS = {               # how a file of ours begins: so many bytes in
+    '.mp4': (4, b'ftyp'),
+    '.gif': (0, b'GIF8'),
+    '.png': (0, b'\x89PNG')}
+
+def require_out(
+    path,               # where a result shall go
+    *suffixes           # that it may have
+):
+    """An error before the work and not after it: another suffix, a name that is a folder, a device
+    or a file of another kind (none is replaced), a folder in which nothing can be written."""
+    path = Path(path)
+    if path.suffix not in suffixes: raise ValueError(f'{path}: can write {" and ".join(suffixes)}')
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path}: there is something that is not a file; give another name')
+    if path.exists() and path.suffix in SIGNS and path.stat().st_size:
+        skipped, sign = SIGNS[path.suffix]
+        with open(path, 'rb') as file: begins = file.read(16)
+        if not begins[skipped:].startswith(sign):
+            raise ValueError(f'{path}: this file is no {path.suffix} and is not replaced; '
+                             'give another name')
+
+    folder = path.absolute().parent
+    while not folder.exists(): folder = folder.parent
+    if not folder.is_dir(): raise NotADirectoryError(f'{path}: {folder} is a file, not a folder')
+    with tempfile.TemporaryFile(dir=folder): pass
 
 def sweep(folder):
     "Remove what `write_aside` had under way in a folder when its process was killed."

@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['STROLL', 'CAMERA', 'MEANINGS', 'DIGITS', 'SPARE', 'NAMED', 'SILENCE', 'MOUSE', 'ARROWS', 'parse_action',
            'parse_actions', 'action_text', 'trace_text', 'sticky_trace', 'stroll', 'key_code', 'bindings', 'choose',
-           'Hands', 'draw_arrow', 'enlarge', 'draw_action', 'write_gif', 'gif_timing', 'timed_frames', 'PlaySpeed',
-           'play_speed', 'play']
+           'Hands', 'draw_arrow', 'enlarge', 'draw_action', 'write_gif', 'filmed_gif', 'gif_timing', 'timed_frames',
+           'PlaySpeed', 'play_speed', 'play']
 
 # %% ../nbs/13_play.ipynb #03cc10a2
 import threading
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+import av
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
-from .storage import write_aside
-from .video import write_video
+from .loop import interruptible
+from .mp4 import filmed
+from .storage import require_out, write_aside
 from .vpt import camera_bin, camera_degrees
 
 # %% ../nbs/13_play.ipynb #cf5c9574
@@ -301,11 +304,38 @@ def draw_action(
 # %% ../nbs/13_play.ipynb #b5d2d9c5
 def write_gif(path, frames, fps=20):
     "Frames uint8 [f, height, width, 3] as an animated GIF of 64 colours each, whole or not at all."
-    shown, durations = gif_timing(len(frames), fps)
-    images = [Image.fromarray(frames[i]).quantize(64, dither=Image.Dither.NONE) for i in shown]
-    with write_aside(path) as tmp:
-        images[0].save(tmp, format='GIF', save_all=True, append_images=images[1:],
-                       duration=durations, loop=0, optimize=True)
+    for _ in filmed_gif(path, frames, fps): pass
+
+def filmed_gif(path, frames, fps=20):
+    "Like `filmed`: frames are written, when `gif_timing` says, and passed on; none is kept."
+    require_out(path, '.gif')
+    stream = None
+    with write_aside(path) as tmp, av.open(str(tmp), 'w', format='gif') as out:
+        for i, frame in enumerate(frames):
+            due = round(100 * i / fps)
+            if stream is None:
+                stream = out.add_stream('gif', rate=100)
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = 'pal8'
+                stream.options = dict(gifflags='offsetting')    # else some pixels come out wrong
+                last = -2
+            if due - last >= 2:
+                picture = _palette_picture(frame)
+                picture.pts = due
+                out.mux(stream.encode(picture))
+                last = due
+            yield frame
+        if stream is None: raise ValueError(f'{path}: no frames to write')
+        out.mux(stream.encode(None))
+
+def _palette_picture(frame):
+    "A frame in the 64 colours that suit it, for PyAV."
+    image = Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE)
+    colours = np.reshape(image.getpalette(), (-1, 3))
+    palette = np.zeros((256, 4), np.uint8)          # alpha, red, green, blue
+    palette[:, 0] = 255
+    palette[:len(colours), 1:] = colours
+    return av.VideoFrame.from_ndarray((np.asarray(image), palette), 'pal8')
 
 def gif_timing(count, fps):         # numbers of the frames that are shown, milliseconds of each
     """A GIF's clock ticks every 10 ms, and what is shown for less than 20 ms browsers slow down. So
@@ -357,19 +387,28 @@ def play(
     actions,            # iterable of actions
     out=(),             # .mp4 and, or, .gif to write: a path or a list of them
     scale=4,            # of the pixels in what is written
-    progress=True
-):                      # frames uint8 [f, height, width, 3], `PlaySpeed`
-    "Play a trace, write what was seen with the actions drawn in, and say how fast it was."
+    progress=True,
+    keep=True           # give the frames back; without, memory does not grow with them
+):                      # frames uint8 [f, height, width, 3] or None, `PlaySpeed`
+    """Play a trace, write what is seen with the actions drawn in, and say how fast it was.
+    Ctrl-C ends the play: films and result are those of the frames so far."""
     paths = [Path(out)] if isinstance(out, (str, Path)) else [Path(path) for path in out or ()]
-    for path in paths:
-        if path.suffix not in ('.mp4', '.gif'): raise ValueError(f'{path}: can write .mp4 and .gif')
+    for path in paths: require_out(path, '.mp4', '.gif')
+    frames = []
+    seconds = []
 
-    frames, played, seconds = zip(*timed_frames(world, clip, actions, progress))
+    def made(asked_to_stop):
+        for frame, action, spent in timed_frames(world, clip, actions, progress):
+            if keep: frames.append(frame)
+            seconds.append(spent)
+            yield draw_action(frame, world.space.label(action), scale) if paths else frame
+            if asked_to_stop(): return
 
-    if paths:
-        labels = [world.space.label(action) for action in played]
-        drawn = [draw_action(frame, label, scale) for frame, label in zip(frames, labels)]
-    for path in paths:
-        if path.suffix == '.gif': write_gif(path, drawn, world.fps)
-        else: write_video(path, drawn, world.fps, pix_fmt='yuv420p')
-    return np.stack(frames), play_speed(seconds)
+    with interruptible() as asked_to_stop, ExitStack() as films:
+        film = made(asked_to_stop)
+        for path in paths:
+            if path.suffix == '.gif': film = filmed_gif(path, film, world.fps)
+            else: film = filmed(path, film, world.fps, pix_fmt='yuv420p')
+            films.enter_context(closing(film))
+        for _ in film: pass
+    return np.stack(frames) if keep else None, play_speed(seconds)

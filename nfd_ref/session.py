@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from PIL import Image
 from .play import Hands, draw_action, parse_actions, trace_text, write_gif
 from .storage import STARTS, PlayRecord, fingerprint, from_json, provenance
-from .storage import read_record, write_record
+from .storage import read_record, require_record, write_record
 from .streaming import World, tokenizer_of
 from .video import VideoFolder, write_video
 
@@ -322,12 +322,13 @@ def save(self:Session,
 ):                  # path of the record
     "The film of the walk so far, with the hands drawn in, and beside it its record."
     film = Path(out).with_suffix('.mp4')
+    path = film.with_suffix('.json')
+    require_record(path, PlayRecord)
     record = self.record()
     label = self.world.space.label
     frames = (draw_action(frame, label(action), scale) for frame, action in self.again())
     write_video(film, frames, self.world.fps, pix_fmt='yuv420p')
 
-    path = film.with_suffix('.json')
     start = self.setting.start
     start = replace(start, video=_from(path.parent, start.video))
     setting = replace(self.setting, world=_from(path.parent, self.setting.world), start=start)
@@ -349,9 +350,9 @@ class Film:
     same: bool              # are these the frames of the record, to the bit?
 
     def drawn(self, scale=4):
-        "Its frames with the hands in them."
-        return [draw_action(frame, self.space.label(action), scale)
-                for frame, action in zip(self.frames, self.actions)]
+        "Its frames with the hands in them, one after the other."
+        for frame, action in zip(self.frames, self.actions):
+            yield draw_action(frame, self.space.label(action), scale)
 
     def write(self, path, scale=4):
         "As .mp4 or .gif."

@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nfd_ref.files import lock, sweep, unlock, write_aside
+from nfd_ref.files import lock, require_out, sweep, unlock, write_aside
 
 __all__ = [
-    'write_aside', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json', 'read_record',
-    'write_record',
+    'write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json',
+    'read_record', 'require_record', 'write_record',
     'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'CodesInfo', 'WorldInfo', 'TokensInfo',
     'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord', 'ComparisonRecord',
     'PlayRecord', 'STARTS',
@@ -124,8 +124,27 @@ def read_record(
                              f'but {cls.__name__} is {name} {declared[name]!r}')
     return from_json(cls, values, path)
 
+def require_record(path, cls):
+    """`require_out` for a record: a file that is there already must look like one of this class,
+    in this format or another."""
+    require_out(path, '.json')
+    path = Path(path)
+    if not path.exists() or not path.stat().st_size: return
+    try:
+        values = read_json(path)
+    except ValueError:
+        values = None
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    kind = getattr(cls, 'kind', None)
+    ours = isinstance(values, dict) and needed <= set(values)
+    if not ours or values.get('kind', kind) != kind:
+        raise ValueError(f'{path}: this file is no {cls.__name__} and is not replaced; '
+                         'give another name')
+
 def write_record(path, record):
-    "Write a record as JSON. Fields that are None are left out."
+    """Write a record as JSON, in place of none but its own kind (`require_record`). Fields that are
+    None are left out."""
+    require_record(path, type(record))
     write_json(path, {k: v for k, v in asdict(record).items() if v is not None})
 
 @dataclass(kw_only=True)

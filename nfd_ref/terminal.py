@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager
 import numpy as np
 from PIL import Image
+from .loop import interruptible
 from .play import CAMERA, bindings
 
 # %% ../nbs/13c_terminal.ipynb #7b00002f
@@ -177,19 +178,16 @@ def play_keys(
     labels = key_labels(session.world.space)
     pause = 1 / session.rate
     times = [time.perf_counter()]
-    try:
-        with raw_keys() as pressed:
-            while frames is None or len(session.take) < frames:
-                for key in split_keys(pressed()):
-                    if key in LEAVE: return
-                    taps.press(key.lower(), time.monotonic())
-                made = session.tick()
-                rate = len(times[-20:]) / (time.perf_counter() - times[-20:][0])
-                status = (f'{session.world.space.label(made.action):20}{rate:5.1f} frames/s, '
-                          f'could be {1 / made.seconds:.0f}; frame {made.number}')
-                size = shutil.get_terminal_size()
-                print(terminal_page(made, status, labels, *size), end='', flush=True)
-                time.sleep(max(0, times[-1] + pause - time.perf_counter()))
-                times = [*times[-20:], time.perf_counter()]
-    except KeyboardInterrupt:
-        pass
+    with raw_keys() as pressed, interruptible() as asked_to_stop:
+        while not asked_to_stop() and (frames is None or len(session.take) < frames):
+            for key in split_keys(pressed()):
+                if key in LEAVE: return
+                taps.press(key.lower(), time.monotonic())
+            made = session.tick()
+            rate = len(times[-20:]) / (time.perf_counter() - times[-20:][0])
+            status = (f'{session.world.space.label(made.action):20}{rate:5.1f} frames/s, '
+                      f'could be {1 / made.seconds:.0f}; frame {made.number}')
+            size = shutil.get_terminal_size()
+            print(terminal_page(made, status, labels, *size), end='', flush=True)
+            time.sleep(max(0, times[-1] + pause - time.perf_counter()))
+            times = [*times[-20:], time.perf_counter()]
