@@ -218,7 +218,9 @@ class Ring(Rolling):
         self.cache = RingCache(model.cfg, model.cfg.tokens, self.like, ahead)
         self.locate = lru_cache(2)(self.locate)     # the same for all passes of a frame but one
 
-    def start(self): Recompute.start(self)          # what is in the ring need not be wiped out
+    def start(self):
+        Recompute.start(self)
+        for held in sum(self.cache.kv, ()): held.zero_()    # nan shows through a mask
 
     def run(self, x, t, a, write=0):
         v = self.forward(x, self.inputs(self.taken, t, a))
@@ -290,8 +292,7 @@ class Static(Merged):
         return super().modulation(torch.tensor([[level]]), torch.tensor([[action]]))
 
     def modulation(self, t, a):
-        rows = map(self.row, t[0].tolist(), map(tuple, a[0].tolist()))
-        blocks, finals = zip(*rows)
+        blocks, finals = zip(*map(self.row, t[0].tolist(), map(tuple, a[0].tolist())))
         return torch.cat(blocks, 2), torch.cat(finals, 1)
 
 class Compiled(Static):
@@ -369,7 +370,6 @@ class Capture:
         with torch.cuda.stream(side):
             for _ in range(3): self.body()
         torch.cuda.current_stream().wait_stream(side)
-
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode='thread_local'):    # a thread may decode
             made = self.body()

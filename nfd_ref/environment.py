@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from .diffusion import add_noise
 from .engines import ENGINES
 from .session import home_video, starts_of
-from .streaming import CONTEXT_NOISE, FRESH_NOISE, START_NOISE, World
+from .streaming import CONTEXT_NOISE, FRESH_NOISE, START_NOISE, World, undivided
 
 # %% ../nbs/13g_environment.ipynb #7d000009
 def own_world(world):       # a `World`
@@ -132,6 +132,7 @@ class WorldVectorEnv(VectorEnv):
         self.prompts = [prompt[-min(window, shortest):] for prompt in prompts]
         self.length = length
         self.render_mode = render_mode
+        self.ready = False      # until the first `reset`
         self.engine = ENGINES['rolling'](world.model)       # the one that takes any batch
         self.metadata = dict(render_modes=['rgb_array'], render_fps=world.fps,
                              autoreset_mode=AutoresetMode.NEXT_STEP)

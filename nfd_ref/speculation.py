@@ -7,15 +7,14 @@ __all__ = ['AUTO_MOST', 'REMEMBERED', 'PROMISED', 'run_lengths', 'survival', 'Dr
            'kept_per_draft', 'persistent_trace', 'RoundCosts', 'beside', 'measure_rounds', 'best_size', 'Adaptive']
 
 # %% ../nbs/11_speculation.ipynb #11000006
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np
 import torch
 from fastcore.basics import patch
 from .engines import Merged, Native, Rolling, State
 from .speed import timed
-from .streaming import FRESH_NOISE, START_NOISE, World
+from .streaming import FRESH_NOISE, START_NOISE, World, undivided
 
 # %% ../nbs/11_speculation.ipynb #11000009
 def run_lengths(
@@ -145,6 +144,13 @@ def draft(self:Speculator,
 
 # %% ../nbs/11_speculation.ipynb #11000016
 @patch
+def _changes(self:Speculator):
+    mine = [(self, ('current', 'prepared', 'account'))]
+    if self.adaptive: mine.append((self.adaptive, ('runs', 'action', 'held')))
+    return World._changes(self) + mine
+
+@patch
+@undivided
 def settle(self:Speculator):
     "Take what was shown into the past and forget the guesses: as if nobody had ever guessed."
     if self.prepared:
@@ -166,6 +172,7 @@ def settle(self:Speculator):
 
 # %% ../nbs/11_speculation.ipynb #11000017
 @patch
+@undivided
 def step_latent(self:Speculator, action):
     "The next frame: from the drawer, if the guess was right. Latents [1, 1, c, h, w]."
     a = self._action(action)[0, 0].numpy()
@@ -180,12 +187,13 @@ def step_latent(self:Speculator, action):
         self.account.discarded += len(self.prepared)
         self.prepared = {}
         self.current = ready
-    self.current.shown += 1
+    self.current = replace(self.current, shown=self.current.shown + 1)
     self.account.shown += 1
     return self.current.latents[:, self.current.shown - 1:self.current.shown]
 
 # %% ../nbs/11_speculation.ipynb #11000019
 @patch
+@undivided
 def prepare(self:Speculator,
     action,                 # choice number, name, {field: name} or int [k]
     picture=True            # decode it as well
@@ -201,6 +209,7 @@ def prepare(self:Speculator,
     self.prepared[key] = draft
 
 @patch
+@undivided
 def step(self:Speculator, action):
     "The next frame, uint8 [h, w, 3]."
     latents = self.step_latent(action)
@@ -209,16 +218,19 @@ def step(self:Speculator, action):
 
 # %% ../nbs/11_speculation.ipynb #1100001a
 @patch
+@undivided
 def make_frame(self:Speculator, action):
     self.settle()
     return World.make_frame(self, action)
 
 @patch
+@undivided
 def remember(self:Speculator, latents, action):
     self.settle()
     World.remember(self, latents, action)
 
 @patch
+@undivided
 def append(self:Speculator, frame, action):
     self.settle()
     World.append(self, frame, action)
@@ -229,8 +241,10 @@ def reset(self:Speculator, clip, seed=None):
     self.current = None
     self.prepared = {}
     if self.adaptive and self.adaptive.costs is None:
-        self.adaptive.costs = measure_rounds(self, range(1, self.speculate + 1))
+        self.ready = False              # if it is stopped: the world has played on
+        costs = measure_rounds(self, range(1, self.speculate + 1))
         World.reset(self, clip, seed)
+        self.adaptive.costs = costs
     self.account = Account()
     if self.adaptive: self.adaptive.forget()
     return frame
@@ -353,7 +367,7 @@ class Adaptive:
 
     def forget(self):
         "A new game."
-        self.runs = deque(maxlen=REMEMBERED)
+        self.runs = ()
         self.action = None
         self.held = 0
 
@@ -361,7 +375,7 @@ class Adaptive:
         "An action was asked for."
         if self.action is not None and np.array_equal(action, self.action): self.held += 1
         else:
-            if self.held: self.runs.append(self.held)
+            if self.held: self.runs = (*self.runs, self.held)[-REMEMBERED:]
             self.action = np.array(action)
             self.held = 1
 

@@ -21,7 +21,7 @@ from .diffusion import generator
 from .release import score_player
 from .storage import (
     CodesInfo, TokensInfo, fingerprint, load_model, read_record, write_record)
-from .streaming import START_NOISE, World, rollout
+from .streaming import START_NOISE, World, rollout, undivided
 from .video import ActionSpace
 
 # %% ../nbs/12c_token_world.ipynb #b070001f
