@@ -372,6 +372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'nfd_ref.evaluation.leaderboard_row': ('evaluation.html#leaderboard_row', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.leaderboard_table': ('evaluation.html#leaderboard_table', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.measure': ('evaluation.html#measure', 'nfd_ref/evaluation.py'),
+                                    'nfd_ref.evaluation.read_leaderboard': ('evaluation.html#read_leaderboard', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.report_page': ('evaluation.html#report_page', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.require_branches': ('evaluation.html#require_branches', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.save_page': ('evaluation.html#save_page', 'nfd_ref/evaluation.py')},

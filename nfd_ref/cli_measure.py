@@ -26,8 +26,10 @@ def cmd_evaluate(
     Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
     strips beside it. Branches, judge and walks come with the shipped video; of other video, what
     needs one that is not given is left out."""
-    from nfd_ref.evaluation import QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row
+    from nfd_ref.evaluation import (
+        QUICK, Protocol, add_to_leaderboard, evaluate, leaderboard_row, read_leaderboard)
     within(0, SEEDS, seed=seed)
+    if leaderboard: read_leaderboard(leaderboard)
     protocol = QUICK if quick else Protocol()
     if data == VIDEO:
         branches = branches or BRANCHES
@@ -97,8 +99,11 @@ def cmd_bench(
     from nfd_ref.engines import ENGINES
     from nfd_ref.growth import growth as measure_growth
     from nfd_ref.speculation import Speculator
+    from nfd_ref.storage import BenchRecord, GrowthRecord, SpeculationRecord, require_record
     from nfd_ref.streaming import World
     within(1, 1024, threads=threads)
+    kept = GrowthRecord if growth else SpeculationRecord if speculate else BenchRecord
+    if out: require_record(out, kept)
     if threads: torch.set_num_threads(threads)
     within(1, MANY, frames=frames, steps=steps, window=window)
     if window and not preset:

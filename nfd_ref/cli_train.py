@@ -310,7 +310,9 @@ def cmd_distill_compare(
 ):
     """Measure teacher and students beside the world and the consistency student.
     The arms are what lies in the folder; a record that is there is gone on with."""
-    from nfd_ref.arms import ArmsProtocol, compare_arms
+    from nfd_ref.arms import ArmsProtocol, ArmsRecord, compare_arms
+    from nfd_ref.storage import require_record
+    require_record(out, ArmsRecord)
     within(2, MANY, clips=clips)
     within(100, MANY, long=long)
     record = compare_arms(out, runs, world, student, data, branches, idm,

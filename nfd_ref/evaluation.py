@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'QUICK', 'HOW', 'Protocol', 'require_branches', 'Setting', 'Session', 'as_played', 'measure', 'draw_films',
-           'report_page', 'save_page', 'evaluate', 'leaderboard_row', 'add_to_leaderboard', 'leaderboard_table']
+           'report_page', 'save_page', 'evaluate', 'leaderboard_row', 'read_leaderboard', 'add_to_leaderboard',
+           'leaderboard_table']
 
 # %% ../nbs/07c_evaluation.ipynb #93c22b3e
 from dataclasses import asdict, dataclass
@@ -20,9 +21,9 @@ from .judge import IDMConfig, InverseDynamics, follow
 from .measures import (
     FVD, LPIPS, Changed, Column, IdmDistance, Quality, TextureDistance, as_code,
     load_torchscript, play_all, players)
-from nfd_ref.storage import (
-    JudgeInfo, Report, fingerprint, load_model, provenance, read_json, write_aside, write_json,
-    write_record)
+from .storage import (
+    JudgeInfo, Report, fingerprint, load_model, provenance, read_json, require_out,
+    write_aside, write_json, write_record)
 from .streaming import World, rollout
 from .stuck import Stuck, load_walks
 from .trials import Actions, Counterfactual, Drift, Memory, WrongAction
@@ -264,6 +265,7 @@ def evaluate(
     for path in (out, page):
         if path.exists():
             raise FileExistsError(f'{path} exists; give another name, or remove it first')
+    require_out(out, '.json')
 
     setting = Setting(folder, data, branches, idm, protocol, seed, **kwargs)
     report, films = measure(setting, progress=progress)
@@ -291,13 +293,22 @@ def leaderboard_row(
     return dict(world=name) | values | dict(command=command)
 
 # %% ../nbs/07c_evaluation.ipynb #58471cf2
+def read_leaderboard(path):     # list of rows
+    "What stands in it; nothing where there is none. A file of another kind: `ValueError`."
+    require_out(path, '.json')
+    if not Path(path).exists(): return []
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and 'world' in r for r in rows):
+        raise ValueError(f'{path}: this file is no leaderboard and is not replaced; '
+                         'give another name')
+    return rows
+
 def add_to_leaderboard(
     path,               # a JSON file, or where it shall be
     row                 # from `leaderboard_row`
 ):                      # all rows
     "Put a row in, in place of an earlier one of the same world; best counterfactuals first."
-    rows = read_json(path) if Path(path).exists() else []
-    rows = [r for r in rows if r['world'] != row['world']] + [row]
+    rows = [r for r in read_leaderboard(path) if r['world'] != row['world']] + [row]
     rows.sort(key=lambda r: -r.get('counterfactual', 0))
     write_json(path, rows)
     return rows

@@ -13,7 +13,8 @@ from PIL import Image
 
 from nfd_ref import cli
 from nfd_ref.play import play, write_gif
-from nfd_ref.storage import PlayRecord, require_out, require_record, write_json
+from nfd_ref.storage import (
+    BenchRecord, GrowthRecord, PlayRecord, require_out, require_record, write_json, write_record)
 from nfd_ref.video import ActionSpace, read_frames, video_info
 
 SPACE = ActionSpace('two', dict(go=('no', 'yes')))
@@ -129,3 +130,24 @@ def test_what_is_ours_is_replaced(tmp_path):
     write_json(tmp_path/'a.json', dict(setting={}, weights='', clip='', actions='', frames=1,
                                        digest='', fps=1, kind='play', format=7, more=1))
     require_record(tmp_path/'a.json', PlayRecord)
+
+@pytest.mark.parametrize('words', [
+    'bench --out T/notes.json', 'bench --out T/list.json', 'bench --growth --out T/notes.json',
+    'bench --speculate --out T/notes.json', 'bench --out T/notes.txt',
+    'evaluate --out T/r.json --leaderboard T/notes.json', 'evaluate --out T/file/r.json',
+    'distill compare T --out T/notes.json', 'translate T/notes.mp4 --actions a --out T/notes.gif',
+    'translate T/notes.mp4 --actions a --out T/notes.mp4'])
+def test_only_a_file_of_our_own_kind_is_replaced(tmp_path, capsys, words):
+    before = other_files(tmp_path)
+    args = words.replace('T/', f'{tmp_path}/').replace(' T ', f' {tmp_path} ').split()
+    assert cli.main(args) == 2
+    said = capsys.readouterr().err
+    assert any(text in said for text in ('not replaced', 'can write', 'not a folder')), said
+    assert {path: path.read_text() for path in before} == before
+
+def test_a_record_replaces_only_its_own_kind(tmp_path):
+    path = tmp_path/'world.json'
+    write_json(path, dict(format=1, kind='world', shape={}))
+    for record in (BenchRecord(card={}, machine={}, ladder={}), GrowthRecord(
+            card={}, machine={}, frames=(), window=(), steps=(), batch=(), size=())):
+        with pytest.raises(ValueError, match='is not replaced'): write_record(path, record)
