@@ -8,6 +8,7 @@ __all__ = ['CONSISTENCY_RECIPE', 'tangent', 'quotient', 'normalised', 'turns_slo
 
 # %% ../nbs/09_consistency.ipynb #5a0d692e
 import math
+import os
 import shutil
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .attention import KVCache
 from .diffusion import add_noise, per_frame, time_grid, to_x0
 from .loop import TrainConfig, claim_run, fit
-from .storage import (
-    STARTS, TokenizerInfo, WorldInfo, fingerprint, load_model, provenance, save_model)
+from nfd_ref.storage import (
+    STARTS, TokenizerInfo, WorldInfo, fingerprint, load_model, provenance, save_model,
+    write_aside)
 from .streaming import tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig
 from .training import latent_clips, require_length
@@ -346,8 +348,11 @@ def keep_student(
     sampling,           # arguments of `World`
     **about             # more fields of `WorldInfo`
 ):
-    "A playable folder: the student, its history, the tokenizer and start clips of its teacher."
-    save_model(folder, student, WorldInfo(
+    """A playable folder: the student, its history, the tokenizer and start clips of its teacher, the
+    log of the run. It appears whole; of several processes the first one writes."""
+    if os.environ.get('RANK', '0') != '0': return
+    folder = Path(folder)
+    record = WorldInfo(
         shape=asdict(student.cfg),
         train=asdict(cfg),
         before=info.history(),
@@ -356,11 +361,17 @@ def keep_student(
         size=info.size,
         sampling=dict(sampler='consistency') | sampling,
         **about,
-        **provenance()))
-    for file in tokenizer_of(home).glob('tokenizer*'): shutil.copy(file, folder/file.name)
-    for starts in (Path(home)/STARTS, tokenizer_of(home)/STARTS):
-        if starts.is_dir() and not (folder/STARTS).exists():
-            shutil.copytree(starts, folder/STARTS)
+        **provenance())
+    log = folder.parent/'log.jsonl'
+    with write_aside(folder) as tmp:
+        tmp.mkdir()
+        save_model(tmp, student, record)
+        for file in tokenizer_of(home).glob('tokenizer*'): shutil.copy(file, tmp/file.name)
+        for starts in (Path(home)/STARTS, tokenizer_of(home)/STARTS):
+            if starts.is_dir() and not (tmp/STARTS).exists():
+                shutil.copytree(starts, tmp/STARTS)
+        if log.exists(): shutil.copy(log, tmp/'world_log.jsonl')
+        if folder.exists(): shutil.rmtree(folder)       # of an earlier end of the same run
 
 # %% ../nbs/09_consistency.ipynb #ce209e8d
 def distill_consistency(
@@ -405,5 +416,4 @@ def distill_consistency(
     noise = info.sampling.get('context_noise', .1)
     sampling = dict(steps=method.play_steps, context_noise=noise)
     keep_student(out/'final', student, teacher, info, cfg, sampling, **about)
-    shutil.copy(out/'log.jsonl', out/'final'/'world_log.jsonl')
     return student

@@ -7,7 +7,6 @@ __all__ = ['CONTEXTS', 'MATCHING_RECIPE', 'pull', 'MatchingConfig', 'MatchingDra
            'fit_matching', 'distill_distribution']
 
 # %% ../nbs/10_distribution_matching.ipynb #da000005
-import shutil
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch
@@ -282,5 +281,4 @@ def distill_distribution(
     matching.critic.load_state_dict(guide.state_dict())
     student = fit_matching(out, matching, guide, clips, cfg, run, **kwargs).student
     keep_student(out/'final', student, teacher, info, cfg, method.calls.sampling, **about)
-    shutil.copy(out/'log.jsonl', out/'final'/'world_log.jsonl')
     return student
