@@ -186,6 +186,9 @@ class CacheView:
         leaves the window."""
         new = k.shape[2]
         held = self.cache.layers.get(self.layer)
+        if (0 if held is None else held[0].shape[2]) != len(self.cache) * self.tokens:
+            raise ValueError(f'layer {self.layer} does not hold the last {len(self.cache)} frames: '
+                             'frames count as kept (`next`) when every layer was given write=')
         if held is not None:
             k = torch.cat([held[0], k], 2)
             v = torch.cat([held[1], v], 2)

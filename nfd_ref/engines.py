@@ -103,7 +103,7 @@ class Rebuild(Recompute):
 
     def velocity(self, x, t, a):
         if self.cache is not None:
-            return self.fast(x, t.to(self.device), a.to(self.device), self.cache)
+            return self.fast(x, t.to(self.device), a.to(self.device), self.cache, write=0)
         cache = self.model.new_cache()
         window = self.window(x, t, a)
         v = self.fast(*window, cache, write=window[0].shape[1] - x.shape[1])

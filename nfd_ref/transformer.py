@@ -230,12 +230,17 @@ def forward(self:DiT,
     t,              # noise level of each frame, [b, f] in [0, 1]
     actions,        # int [b, f, k]; actions[:, i] leads to frame i
     cache=None,     # a `KVCache` of the frames before these
-    write=0         # so many of these frames, the first ones, are written into the cache
+    write=None      # of these frames, the first ones: so many are written into the cache. 0: none
 ):                  # velocity v = eps - x0, [b, f, c, h, w]
     "One look at these frames, behind those of the cache."
+    self.require_shapes(x, t, actions)
     f = x.shape[1]
     start = 0 if cache is None else cache.next
     past = 0 if cache is None else len(cache)
+    if cache is None: write = write or 0
+    if write is None: raise ValueError('a cache: say write=, how many of these frames it keeps')
+    if not 0 <= write <= (0 if cache is None else f):
+        raise ValueError(f'write={write}: a cache, if there is one, can keep 0 to {f} frames here')
     a = self.action(actions)
     tokens = self.tokens(x, a)
     v = self.core(
@@ -245,6 +250,22 @@ def forward(self:DiT,
     )
     if write: cache.next += write
     return v
+
+@patch
+def require_shapes(self:DiT, x, t, actions):
+    "An error unless these can be frames of this network."
+    cfg = self.cfg
+    wanted = (*x.shape[:2], cfg.latents, *cfg.grid)
+    if x.shape != wanted:
+        height, width = cfg.grid
+        raise ValueError(f'x is {list(x.shape)}; this network takes latents [b, f, c, h, w] with '
+                         f'c, h, w = {cfg.latents}, {height}, {width}')
+    if t.shape != wanted[:2]:
+        raise ValueError(f't is {list(t.shape)}; wanted one noise level for each frame, '
+                         f'{list(wanted[:2])}')
+    if actions.shape != (*wanted[:2], len(cfg.actions)):
+        raise ValueError(f'actions are {list(actions.shape)}; wanted the fields of one action for '
+                         f'each frame, {[*wanted[:2], len(cfg.actions)]}')
 
 # %% ../nbs/03_transformer.ipynb #09a47da4
 @patch
@@ -281,6 +302,9 @@ def mask(self:DiT,
 ):                      # bool [f*n, (past+f)*n] or None
     """The block-causal mask within the window. None where everything may be seen:
     one chunk behind a cache that is no longer than the window."""
+    if past + min(f, self.cfg.chunk) > self.cfg.window:
+        raise ValueError(f'a cache of {past} frames is too long for a window of '
+                         f'{self.cfg.window}: `new_cache()` makes the right one')
     if f <= self.cfg.chunk and past % self.cfg.chunk == 0: return None
     key = (f, past, device)
     if key not in self._masks:
