@@ -22,12 +22,7 @@ from .streaming import CONTEXT_NOISE, FRESH_NOISE, START_NOISE, World, undivided
 # %% ../nbs/13g_environment.ipynb #7d000009
 def own_world(world):       # a `World`
     "Another world on the same weights, with a past of its own."
-    own = copy.copy(world)
-    weights = world.model.patch_in.weight.dtype
-    dtype = None if world.engine.dtype == weights else world.engine.dtype
-    own.engine = ENGINES[world.engine.name](world.model, dtype)
-    own.ready = False
-    return own
+    return copy.copy(world)
 
 # %% ../nbs/13g_environment.ipynb #7d00000d
 def spaces_of(world):
@@ -86,6 +81,8 @@ class WorldEnv(gym.Env):
     def render(self):
         if self.render_mode == 'rgb_array': return self.frame.copy()
 
+    def __copy__(self): return type(self)(self.world, self.prompts, self.length, self.render_mode)
+
 as_env = WorldEnv       # `as_env(world, prompts)` reads as what it does
 
 # %% ../nbs/13g_environment.ipynb #7d000012
@@ -142,12 +139,10 @@ class WorldVectorEnv(VectorEnv):
 
     def noise(self, kind):
         "Of the frame to come, for each episode with its own seed: [b, 1, c, h, w]."
-        return torch.cat([self.noise_of(seed, self.engine.next, kind) for seed in self.seeds])
+        return torch.cat([self.world.noise(self.engine.next, kind, seed) for seed in self.seeds])
 
-    def noise_of(self, seed, i, kind):
-        single = copy.copy(self.world)
-        single.seed = seed
-        return single.noise(i, kind)
+    def __copy__(self):
+        return type(self)(self.world, self.prompts, self.num_envs, self.length, self.render_mode)
 
 # %% ../nbs/13g_environment.ipynb #7d000017
 @patch

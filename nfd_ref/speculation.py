@@ -7,6 +7,7 @@ __all__ = ['AUTO_MOST', 'REMEMBERED', 'PROMISED', 'run_lengths', 'survival', 'Dr
            'kept_per_draft', 'persistent_trace', 'RoundCosts', 'beside', 'measure_rounds', 'best_size', 'Adaptive']
 
 # %% ../nbs/11_speculation.ipynb #11000006
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np
@@ -234,6 +235,15 @@ def remember(self:Speculator, latents, action):
 def append(self:Speculator, frame, action):
     self.settle()
     World.append(self, frame, action)
+
+@patch
+def __copy__(self:Speculator):
+    own = World.__copy__(self)
+    own.adaptive = copy.copy(self.adaptive)
+    own.current = None
+    own.prepared = {}
+    own.account = Account()
+    return own
 
 @patch
 def reset(self:Speculator, clip, seed=None):

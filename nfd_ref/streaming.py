@@ -7,6 +7,7 @@ __all__ = ['START_NOISE', 'CONTEXT_NOISE', 'FRESH_NOISE', 'bind_sampler', 'World
 
 # %% ../nbs/06_streaming.ipynb #b519fa30
 import copy
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from inspect import signature
@@ -81,6 +82,7 @@ class World:
         self.sample, self.fresh = bind_sampler(sampler, self.grid)
         self.engine = start_engine(self.model, engine, dtype, ahead)
         self.ready = False      # until the first `reset`
+        self.process = os.getpid()
         self._start_decoder(dtype)
 
     @property
@@ -109,6 +111,22 @@ def _start_decoder(self:World, dtype):
     self._decode = self.decoder.decode
     self.decoders = Crew()
     if isinstance(self.engine, Compiled): self._decode = torch.compile(self._decode, dynamic=False)
+
+@patch
+def __copy__(self:World):
+    "Another world on the same weights, with a past of its own."
+    own = object.__new__(type(self))
+    vars(own).update(vars(self))
+    weights = self.model.patch_in.weight.dtype
+    dtype = None if self.engine.dtype == weights else self.engine.dtype
+    own.engine = ENGINES[self.engine.name](self.model, dtype, self.engine.ahead)
+    own.ready = False
+    return own
+
+@patch
+def __reduce_ex__(self:World, protocol):
+    raise TypeError('a World is not pickled and not copied deeply: copy.copy(world) is another one '
+                    'on the same weights, World.load(folder) opens one in another process')
 
 @patch
 def __repr__(self:World):
@@ -165,11 +183,13 @@ def action(self:World, a):
 @patch
 def noise(self:World,
     i,                  # number of the frame
-    kind                # `START_NOISE`, `CONTEXT_NOISE`, `FRESH_NOISE` and up
+    kind,               # `START_NOISE`, `CONTEXT_NOISE`, `FRESH_NOISE` and up
+    seed=None           # None: the world's
 ):                      # [1, 1, c, h, w]
     "Standard normal noise that depends on (seed, i, kind) alone."
     cfg = self.model.cfg
-    noise = torch.randn(1, 1, cfg.latents, *cfg.grid, generator=generator(self.seed, i, kind))
+    numbers = generator(self.seed if seed is None else seed, i, kind)
+    noise = torch.randn(1, 1, cfg.latents, *cfg.grid, generator=numbers)
     return noise.to(self.device)
 
 # %% ../nbs/06_streaming.ipynb #41adae66
@@ -181,6 +201,13 @@ def _remember(self:World, latents, actions):
     level = torch.full((1, f), self.context_noise)
     eps = torch.cat([self.noise(i, CONTEXT_NOISE) for i in range(first, first + f)], 1)
     self.engine.remember(add_noise(latents, eps, level.to(self.device)), level, actions)
+
+@patch
+def _require_home(self:World):
+    "An error in a forked process: PyTorch's threads stayed behind, and it would wait for ever."
+    if os.getpid() != self.process:
+        raise RuntimeError('this world was opened before its process forked: open it afterwards, '
+                           'in processes that are spawned (gymnasium: context="spawn")')
 
 @patch
 def _check_frame(self:World, frame):
@@ -202,6 +229,7 @@ def _check_start(self:World, clip):
 @patch
 def _action(self:World, action):
     "A checked action as the engine takes it, [1, 1, k], once there is a past."
+    self._require_home()
     if not self.ready: raise RuntimeError('reset(clip) first')
     if self.chunk > 1:
         raise ValueError(f'this world makes {self.chunk} frames at a time: `step_chunk`')
@@ -214,6 +242,7 @@ def reset(self:World,
     seed=None           # of the noise; None: as it is
 ):                      # the last frame, uint8 [h, w, 3]
     "Forget everything and start after this clip."
+    self._require_home()
     self._check_start(clip)
     whole = min(len(clip), self.model.cfg.window) // self.chunk * self.chunk
     if not whole: raise ValueError(f'reset needs a clip of at least {self.chunk} frames')
@@ -337,7 +366,7 @@ def undivided(method):
 @patch
 def _changes(self:World):
     "[(object, names of its attributes)]: what a step changes."
-    return [(self.engine, (*self.engine.holds, 'states'))]
+    return [(self.engine, (*self.engine.holds, 'states'))] if self.ready else []
 
 # %% ../nbs/06_streaming.ipynb #ca060002
 @patch

@@ -7,6 +7,7 @@ __all__ = ['DRAWS', 'choose', 'TokenCache', 'TokenView', 'TokenEngine', 'TokenWo
 
 # %% ../nbs/12c_token_world.ipynb #b0700011
 import math
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,7 @@ class TokenWorld:
         self.engine = TokenEngine(like.dtype)
         self.cache = TokenCache(model.cfg, len(self.order), like)
         self.ready = False      # until the first `reset`
+        self.process = os.getpid()
 
     @property
     def steps(self): return self.order.passes       # network calls a frame, but for the leftovers
@@ -144,6 +146,7 @@ class TokenWorld:
     action = World.action
     _check_frame = World._check_frame
     _check_start = World._check_start
+    _require_home = World._require_home
     _action = World._action
 
 # %% ../nbs/12c_token_world.ipynb #b0700022
@@ -171,6 +174,7 @@ def reset(self:TokenWorld,
     seed=None           # of the draws; None: as it is
 ):                      # the last frame, uint8 [h, w, 3]
     "Forget everything and start after this clip."
+    self._require_home()
     self._check_start(clip)
     clip = clip[-max(1, self.model.cfg.window - 1):]
     if seed is not None: self.seed = seed

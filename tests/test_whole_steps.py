@@ -1,7 +1,11 @@
 """A step is taken whole or not at all, however it is stopped: an error is raised inside every call
 that a step makes, on every engine, and the frames that follow have the bits of undisturbed ones."""
+import copy
+import os
+import pickle
 import sys
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from unittest import mock
 
@@ -122,3 +126,64 @@ def test_a_reset_that_fails_leaves_no_half_a_past():
     with pytest.raises(Stop), mock.patch.object(world.engine, 'run', side_effect=Stop):
         world.reset(a_clip())
     with pytest.raises(RuntimeError, match='reset'): world.step(0)
+
+# ---- one world, several users
+
+def test_a_copy_has_a_past_of_its_own():
+    for kind, more in ((World, {}), (Speculator, dict(speculate=2))):
+        world = diffusion_world(kind, 'static', **more)
+        actions = actions_of(6)
+        alone = film(world, actions)
+        world.reset(a_clip(), seed=1)
+        made = [world.step(action) for action in actions[:3]]
+        twin = copy.copy(world)
+        assert twin.model is world.model
+        with pytest.raises(RuntimeError, match='reset'): twin.step(0)
+        assert (film(twin, actions) == alone).all()
+        made += [world.step(action) for action in actions[3:]]
+        assert (np.stack(made) == alone).all()
+
+@pytest.mark.parametrize('engine', ['rolling', 'native'])
+def test_what_cannot_be_copied_says_what_to_do(engine):
+    world = diffusion_world(World, engine)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r'copy\.copy\(world\) is another one'): copied(world)
+
+@pytest.mark.parametrize('batch', [False, True])
+def test_environments_over_one_world_do_not_meet(batch):
+    from nfd_ref.environment import WorldEnv, WorldVectorEnv
+    world = diffusion_world(World, 'static')
+    def make():
+        if batch: return WorldVectorEnv(world, [a_clip()], num_envs=2)
+        return WorldEnv(world, [a_clip()])
+    def play(env): return env.step(np.ones(2, int) if batch else 1)[0]
+    alone = make()
+    with pytest.raises(RuntimeError, match='reset'): play(alone)
+    alone.reset(seed=1)
+    wanted = [play(alone) for _ in range(4)]
+    first = make()
+    first.reset(seed=1)
+    seen = [play(first) for _ in range(2)]
+    second = copy.copy(first)
+    with pytest.raises(RuntimeError, match='reset'): play(second)
+    second.reset(seed=2)
+    for _ in range(2):
+        play(second)
+        seen.append(play(first))
+    assert (np.stack(seen) == np.stack(wanted)).all()
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('make', [partial(diffusion_world, World, 'native'), token_world])
+def test_a_forked_process_is_told_and_does_not_hang(make):
+    world = make()
+    world.reset(a_clip())
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for use in (partial(world.step, 0), partial(world.reset, a_clip())):
+            try: use()
+            except RuntimeError as problem: told += 'forked' in str(problem)
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    world.step(0)
