@@ -162,10 +162,12 @@ def reset(self:WorldVectorEnv, *, seed=None, options=None):
 
     clips = [self.prompts[number] for number in numbers]
     actions = torch.from_numpy(np.stack([clip.actions for clip in clips]))
+    self.ready = False
     self.engine.start()
     with torch.inference_mode():
         latents = self.world.tok.encode(np.stack([clip.frames for clip in clips]))
         self.remember(latents, actions)
+    self.ready = True
     self.frames = np.stack([clip.frames[-1] for clip in clips])
     return self.frames.copy(), dict(prompt=np.array(numbers), _prompt=np.ones(len(clips), bool))
 
@@ -177,23 +179,20 @@ def remember(self:WorldVectorEnv, latents, actions):
     first = self.engine.next
     level = torch.full((b, f), self.world.context_noise)
     eps = torch.cat([
-        torch.cat([self.noise_of(seed, i, CONTEXT_NOISE) for seed in self.seeds])
+        torch.cat([self.world.noise(i, CONTEXT_NOISE, seed) for seed in self.seeds])
         for i in range(first, first + f)], 1)
     noised = add_noise(latents, eps, level.to(latents.device))
     self.engine.remember(noised, level, actions)
 
 # %% ../nbs/13g_environment.ipynb #7d000018
 @patch
-def step(self:WorldVectorEnv, actions):
-    "The next frame of each episode. After the last one, a step resets (Gymnasium's NEXT_STEP)."
-    b = self.num_envs
-    nothing = np.zeros(b)
-    if self.over:
-        frames, info = self.reset()
-        return frames, nothing, np.zeros(b, bool), np.zeros(b, bool), info
+def _changes(self:WorldVectorEnv):
+    return [(self.engine, (*self.engine.holds, 'states')), (self, ('frames', 'count', 'over'))]
 
-    taken = self.world.space.check(np.asarray(actions).reshape(b, -1), 'actions')
-    taken = torch.from_numpy(taken)[:, None]
+@patch
+@undivided
+def _step(self:WorldVectorEnv, taken):
+    "One frame for each episode, under actions [b, 1, k]: all of it or nothing."
     with torch.inference_mode():
         fresh = [self.noise(FRESH_NOISE + j) for j in range(self.world.fresh)]
         latents = self.engine.make_frame(self.world.sample, self.noise(START_NOISE), taken, *fresh)
@@ -201,6 +200,20 @@ def step(self:WorldVectorEnv, actions):
         self.frames = self.world.tok.decode(latents[:, 0]).cpu().numpy()
     self.count += 1
     self.over = self.count >= self.length
+
+@patch
+def step(self:WorldVectorEnv, actions):
+    "The next frame of each episode. After the last one, a step resets (Gymnasium's NEXT_STEP)."
+    self.world._require_home()
+    if not self.ready: raise RuntimeError('reset() first')
+    b = self.num_envs
+    nothing = np.zeros(b)
+    if self.over:
+        frames, info = self.reset()
+        return frames, nothing, np.zeros(b, bool), np.zeros(b, bool), info
+
+    taken = self.world.space.check(np.asarray(actions).reshape(b, -1), 'actions')
+    self._step(torch.from_numpy(taken)[:, None])
     return self.frames.copy(), nothing, np.zeros(b, bool), np.full(b, self.over), {}
 
 # %% ../nbs/13g_environment.ipynb #0ff4f34d

@@ -175,20 +175,26 @@ def reset(self:TokenWorld,
 ):                      # the last frame, uint8 [h, w, 3]
     "Forget everything and start after this clip."
     self._require_home()
+    self._require_home()
     self._check_start(clip)
     clip = clip[-max(1, self.model.cfg.window - 1):]
-    if seed is not None: self.seed = seed
-    self.cache.start()
-    self.ready = True
     with torch.inference_mode():
         codes = self.tok.codes(clip.frames).flatten(1)[None]
+        self.ready = False      # until all of it is in the past
+        if seed is not None: self.seed = seed
+        self.cache.start()
         self._whole(codes, torch.from_numpy(clip.actions)[None].to(self.device))
     self.cache.past = min(self.cache.held, self.cache.most)
     self.cache.held = 0
     self.cache.next = len(clip)
+    self.ready = True
     return clip.frames[-1].copy()
 
 @patch
+def _changes(self:TokenWorld): return [(self.cache, ('past', 'next', 'held'))]
+
+@patch
+@undivided
 def append(self:TokenWorld,
     frame,              # uint8 [h, w, 3]
     action              # the one that led to it
@@ -203,10 +209,10 @@ def append(self:TokenWorld,
 
 # %% ../nbs/12c_token_world.ipynb #b0700023
 @patch
-def step_codes(self:TokenWorld,
+def _draw(self:TokenWorld,
     action              # choice number, name, {field: name} or int [k]
 ):                      # int64 [1, n]
-    """The codes of the next frame, which is remembered. The luck of a place depends on (seed,
+    """The codes of the next frame, which is not counted yet. The luck of a place depends on (seed,
     frame, place) alone, so that orders can be compared."""
     a = self._action(action).to(self.device)
     numbers = generator(self.seed, self.cache.next, START_NOISE)
@@ -224,17 +230,27 @@ def step_codes(self:TokenWorld,
             place = self.order.asks[answers]
             drawn = choose(self.model.head(y), luck[place], self.temperature, self.top_p)
             codes[0, 0, place] = drawn
-    self.cache.done()
     return codes[0]
+
+@patch
+@undivided
+def step_codes(self:TokenWorld, action):
+    "`step` without the decoding: codes int64 [1, n]."
+    codes = self._draw(action)
+    self.cache.done()
+    return codes
 
 # %% ../nbs/12c_token_world.ipynb #37b035c1
 @patch
+@undivided
 def step(self:TokenWorld,
     action              # choice number, name, {field: name} or int [k]
 ):                      # uint8 [h, w, 3]
     "The next frame, given what the player does."
-    codes = self.step_codes(action).unflatten(1, self.model.cfg.grid)
-    with torch.inference_mode(): return self.tok.frames(codes)[0].cpu().numpy()
+    codes = self._draw(action).unflatten(1, self.model.cfg.grid)
+    with torch.inference_mode(): frame = self.tok.frames(codes)[0].cpu().numpy()
+    self.cache.done()                   # last: it writes over the oldest frame
+    return frame
 
 # %% ../nbs/12c_token_world.ipynb #b0700024
 DRAWS = (               # temperature and top-p that are tried

@@ -338,5 +338,4 @@ def distill_ode(
 
     student = fit_ode(out, student, paths, calls, cfg, run, **kwargs)
     keep_student(out/'final', student, teacher, info, cfg, calls.sampling, **about)
-    shutil.copy(out/'log.jsonl', out/'final'/'world_log.jsonl')
     return student
