@@ -348,8 +348,8 @@ def keep_student(
     sampling,           # arguments of `World`
     **about             # more fields of `WorldInfo`
 ):
-    """A playable folder: the student, its history, the tokenizer and start clips of its teacher, the
-    log of the run. It appears whole; of several processes the first one writes."""
+    """A playable folder: the student, its history, the tokenizer and start clips of its teacher,
+    the log of the run. It appears whole; of several processes the first one writes."""
     if os.environ.get('RANK', '0') != '0': return
     folder = Path(folder)
     record = WorldInfo(
