@@ -11,7 +11,7 @@ import ctypes
 import torch
 from fastcore.basics import patch
 from .panels import (ATTEND, EXP, NUMBERS, PANEL, VECTORS, WIDTH, Crew, compile_cpp,
-                            pack_weight)
+                            pack_weight, require_stack)
 from .transformer import DiT, patchify
 
 # %% ../nbs/06d_kernel.ipynb #ff23ee8a
@@ -317,6 +317,7 @@ class Kernel:
         keys = self.slot_count * model.cfg.tokens
         self.padded_keys = -(-keys // PANEL_MULTIPLE) * PANEL_MULTIPLE      # rounded up
         self.constants = self.choose_constants(model)
+        require_stack(self.constants['QUERIES'], self.padded_keys)
         self.run = compile_cpp(self.source()).run
         self.kv = [(self.zeros(self.padded_keys * self.cfg.d),
                     self.zeros(self.padded_keys * self.cfg.d)) for _ in model.blocks]
@@ -439,12 +440,11 @@ def __call__(self:Kernel,
             raise ValueError(f'the kernel wants {name} of {list(shape)} for {f} frames, '
                              f'not {list(given[name].shape)}')
 
-    velocity = torch.empty_like(given['x'])
+    given['velocity'] = torch.empty_like(given['x'])
     most = min(self.cfg.d // self.width, torch.get_num_threads())   # as many as panels
-    given['velocity'] = velocity
     inputs = Inputs(**{name: tensor.data_ptr() for name, tensor in given.items()})
     def work(n): return self.run(ctypes.byref(self.network), ctypes.byref(inputs), f, n)
     if f > self.slot_count or self.crews[f - 1].call(work, most):
         raise ValueError(f'{f} frames in slots {given["slots"].tolist()} do not fit into a ring '
                          f'of {self.slot_count} slots')
-    return velocity.to(x.dtype)
+    return given['velocity'].to(x.dtype)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from nfd_ref import cli
-from nfd_ref.play import play, write_gif
+from nfd_ref.play import gif_timing, play, write_gif
 from nfd_ref.storage import (
     BenchRecord, GrowthRecord, PlayRecord, require_out, require_record, write_json, write_record)
 from nfd_ref.video import ActionSpace, read_frames, video_info
@@ -91,6 +91,19 @@ def test_a_gif_shows_the_frames_that_were_given(tmp_path):
             gif.seek(i)
             assert gif.info['duration'] == 100
             assert np.array_equal(np.asarray(gif.convert('RGB')), frame)
+
+@pytest.mark.parametrize('rate', [12.5, 20, 30, 60])
+def test_a_gif_keeps_time(tmp_path, rate):
+    frames = np.random.default_rng(0).integers(0, 255, (40, 12, 16, 3), dtype=np.uint8)
+    write_gif(tmp_path/'a.gif', frames, rate)
+    shown, durations = gif_timing(40, rate)
+    with Image.open(tmp_path/'a.gif') as gif:
+        assert gif.n_frames == len(shown)
+        found = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            found.append(gif.info['duration'])
+    assert found[:-1] == durations[:-1]
 
 # ---- where nothing can be written, nothing is begun
 
