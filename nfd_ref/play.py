@@ -310,7 +310,8 @@ def filmed_gif(path, frames, fps=20):
     "Like `filmed`: frames are written, when `gif_timing` says, and passed on; none is kept."
     require_out(path, '.gif')
     stream = None
-    with write_aside(path) as tmp, av.open(str(tmp), 'w', format='gif') as out:
+    ends = dict(final_delay=str(max(2, round(100 / fps))))      # of the last frame, in ticks
+    with write_aside(path) as tmp, av.open(str(tmp), 'w', format='gif', options=ends) as out:
         for i, frame in enumerate(frames):
             due = round(100 * i / fps)
             if stream is None:
