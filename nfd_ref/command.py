@@ -8,21 +8,15 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from site import getuserbase
 
 from fastcore.script import anno_parser
+
+from nfd_ref.files import home
 
 __all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main', 'chosen', 'within', 'engine_kwargs',
            'load_tokenizer', 'world_class']
 
-def shipped(here):
-    """The folder with `data` in it: a clone's or, where a wheel was installed (`here` is then
-    site-packages), what came with the wheel."""
-    came_with = Path('share')/'nfd_ref'
-    places = [here, here/came_with, Path(sys.prefix)/came_with, Path(getuserbase())/came_with]
-    return next((place for place in places if (place/'data'/'world').is_dir()), here)
-
-ROOT = shipped(Path(__file__).resolve().parent.parent)      # defaults are shown from here
+ROOT = home(Path(__file__).resolve().parent.parent)     # defaults are shown from here
 
 SHIPPED = ROOT/'data'
 WORLD = SHIPPED/'world'

@@ -4,12 +4,14 @@ ground below `storage`."""
 import os
 import re
 import shutil
+import sys
 import tempfile
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from site import getuserbase
 
-__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock']
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home']
 
 # ---- whole files
 
@@ -103,3 +105,10 @@ def unlock(out):
     if file is None: return
     Path(file.name).unlink(missing_ok=True)
     file.close()
+
+def home(here):
+    """The folder with `data` in it: a clone's or, where a wheel was installed (`here` is then
+    site-packages), what came with the wheel."""
+    came_with = Path('share')/'nfd_ref'
+    places = [here, here/came_with, Path(sys.prefix)/came_with, Path(getuserbase())/came_with]
+    return next((place for place in places if (place/'data'/'world').is_dir()), here)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nfd_ref.files import lock, require_out, sweep, unlock, write_aside
+from nfd_ref.files import home, lock, require_out, sweep, unlock, write_aside
 
 __all__ = [
     'write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json',
@@ -418,7 +418,7 @@ def check_sizes(cfg, where):
 
 def shipped(name):
     "The path of something in the repository's data/, from wherever we are."
-    path = Path(__file__).resolve().parents[1]/'data'/name
+    path = home(Path(__file__).resolve().parent.parent)/'data'/name
     if not path.exists():
         raise FileNotFoundError(f'{path}: no such file; data/ comes with a clone of the repository')
     return Path(os.path.relpath(path))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nfd_ref.cli_nbdev import without_path
-from nfd_ref.command import shipped
+from nfd_ref.files import home
 from nfd_ref.video import video_info
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +56,10 @@ def test_a_wheel_plays(tmp_path):
     assert 'the notebooks are not part of the wheel: run it in a clone' in lab.stderr
 
 def test_what_is_shipped_is_found_in_a_clone_and_beside_a_wheel(tmp_path):
-    assert shipped(ROOT) == ROOT
+    assert home(ROOT) == ROOT
     beside = tmp_path/'share'/'nfd_ref'
     (beside/'data'/'world').mkdir(parents=True)
-    assert shipped(tmp_path) == beside
+    assert home(tmp_path) == beside
 
 def test_every_file_that_ships_is_there():
     toml = tomllib.loads((ROOT/'pyproject.toml').read_text())
