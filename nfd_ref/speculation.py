@@ -251,8 +251,11 @@ def reset(self:Speculator, clip, seed=None):
     self.current = None
     self.prepared = {}
     if self.adaptive and self.adaptive.costs is None:
-        self.ready = False              # if it is stopped: the world has played on
-        costs = measure_rounds(self, range(1, self.speculate + 1))
+        try:
+            costs = measure_rounds(self, range(1, self.speculate + 1))
+        except BaseException:
+            self.ready = False          # the world has played on
+            raise
         World.reset(self, clip, seed)
         self.adaptive.costs = costs
     self.account = Account()

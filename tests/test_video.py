@@ -375,7 +375,7 @@ def test_a_file_that_changes_is_looked_at_again(tmp_path, clip):
 def test_another_rate_than_dataset_json_says(folder):
     meta = json.loads((folder/'dataset.json').read_text())
     (folder/'dataset.json').write_text(json.dumps(meta | dict(fps=30)))
-    with pytest.raises(ValueError, match='ep_00000.mp4: 20 frames per second.*says fps 30'):
+    with pytest.raises(ValueError, match='ep_00000.mp4: 20 FPS by its time stamps, 30 by'):
         VideoFolder(folder)
 
 @pytest.mark.parametrize('old, new', [
