@@ -45,7 +45,7 @@ class Plan:
     raced: int = 8                  # frames that are timed in a turn
 
 def plan_of(steps, batch, tune, lr=1.5e-3, **kwargs):
-    "A `Plan` whose trainings differ in length; tuning is three times as slow."
+    "A `Plan` whose trainings differ in length; tuning has a third of the learning rate."
     train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=min(100, steps // 8),
                         save_every=max(1, steps // 4))
     return Plan(train=train, tune=replace(train, steps=tune, lr=lr / 3, warmup=1, save_every=tune,
@@ -122,7 +122,7 @@ class Materials:
     plan: Plan
     train: VideoFolder
     test: VideoFolder       # its loss is logged, and it judges
-    tokenizer: Path         # folder of the KL tokenizer
+    tokenizer: Path         # folder of the KL tokenizer, the one NFD uses
     shipped: dict           # {label: folder} of worlds that are measured beside the arms
 
 def finished(folder): return (folder/'final').exists()
