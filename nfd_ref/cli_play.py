@@ -51,7 +51,9 @@ def cmd_play(
     else:
         game = world_class(world).load(world, **settings)
     place = None
-    if not picture: place = start_place(data or own_video(world, game), clip, start, game)
+    if not picture:
+        data = data or own_video(world, game)
+        place = start_place(data, clip, start, game)
     past = start_from(picture, game) if picture else place.clip()
     if 'dtype' in settings: settings['dtype'] = str(game.engine.dtype).removeprefix('torch.')
     if picture and (keys or browser): raise ValueError('--picture goes with a trace, so far')
