@@ -11,12 +11,12 @@ from tests.chaos.kill import kill
 
 @pytest.mark.slow
 def test_nothing_odd_is_more_than_refused():
-    count, findings = fuzz(40, seed=123)
+    count, findings = fuzz(20, seed=123)
     assert count > 5
     assert not findings
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits():
-    kills, findings = kill(20, names=('tokenizer',))
+    kills, findings = kill(12, names=('tokenizer',))
     assert kills > 0
     assert not findings

@@ -175,6 +175,7 @@ def test_imports_stand_in_cells_of_their_own():
             assert not kinds & imports or kinds <= imports, f'{notebook.name}: {source}'
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_documentation_is_made_of_every_notebook_and_keeps_its_opening(tmp_path):
     pytest.importorskip('nbdev')
     script = ('import sys\nfrom pathlib import Path\nfrom nbdev.serve import FilterDefaults\n'

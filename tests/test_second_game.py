@@ -52,6 +52,7 @@ def commands():
     return [line.split()[1:] for line in block.splitlines()]
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_game_by_the_readme(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record(tmp_path/'takes')
