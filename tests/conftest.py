@@ -6,7 +6,6 @@ import os
 LONGEST = (
     'test_compare_goes_from_nothing_to_a_table_and_measures_nothing_twice',
     'test_in_jupyterlab',
-    'test_a_second_game_by_the_readme',
     'test_a_page_of_its_own',
     'test_runs[08_speed]',
     'test_runs[09_consistency]',

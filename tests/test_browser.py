@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from nfd_ref.session import replay
+from own_jupyter import TOKEN, free_port, own_folders, wait_for
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
@@ -265,19 +265,16 @@ player
 @contextmanager
 def lab(folder):
     "A JupyterLab server in a folder; gives its address."
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    own = {name: str(folder/name.lower()) for name in
-           ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    port = free_port()
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1',
-               f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=secret',
+               f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={TOKEN}',
                '--LabApp.news_url=None', '--LabApp.check_for_updates_class='
                'jupyterlab.NeverCheckForUpdate', f'--ServerApp.root_dir={folder}']
     with open(folder/'lab.log', 'w') as log:
-        server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=os.environ | own_folders(folder), stdout=log,
+                                  stderr=log)
         try:
-            wait_for_server(port, server, folder/'lab.log')
+            wait_for(port, server, folder/'lab.log', PATIENCE / 1000)
             yield f'http://127.0.0.1:{port}/lab'
         finally:
             server.send_signal(signal.SIGINT)
@@ -286,16 +283,6 @@ def lab(folder):
                 server.wait(20)
             except subprocess.TimeoutExpired:
                 server.kill()
-
-def wait_for_server(port, server, log):
-    ends = time.time() + PATIENCE / 1000
-    while time.time() < ends and server.poll() is None:
-        try:
-            urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token=secret', timeout=5)
-            return
-        except OSError:
-            time.sleep(.3)
-    pytest.fail('JupyterLab did not start: ' + log.read_text()[-500:])
 
 def write_notebook(path, source):
     cell = dict(cell_type='code', execution_count=None, id='player', metadata={}, outputs=[],
@@ -306,7 +293,7 @@ def write_notebook(path, source):
 
 def open_and_run(page, address):
     "Open the notebook, run its cell; gives the player's face."
-    page.goto(f'{address}/tree/play.ipynb?token=secret&reset')
+    page.goto(f'{address}/tree/play.ipynb?token={TOKEN}&reset')
     page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=PATIENCE)
     page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=PATIENCE)
     run_cell(page)

@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.request
 from importlib.metadata import packages_distributions, requires
@@ -19,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nfd_ref import cli
+from own_jupyter import TOKEN, free_port, own_folders, wait_for
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -107,15 +106,12 @@ def test_nbdev_s_hooks_leave_the_clone_clean(tmp_path):
 @pytest.fixture
 def lab(tmp_path):
     "`nfd-ref lab` in a group of processes of its own: (address, process, its folders)."
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    own = {name: str(tmp_path/name.lower()) for name in
-           ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    port = free_port()
+    own = own_folders(tmp_path) | dict(JUPYTER_TOKEN=TOKEN)
     command = [sys.executable, '-m', 'nfd_ref.cli', 'lab', '--no-browser', '--allow-root',
                '--port', str(port)]
     with open(tmp_path/'log', 'w') as log:
-        server = subprocess.Popen(command, env=os.environ | own | dict(JUPYTER_TOKEN='secret'),
+        server = subprocess.Popen(command, env=os.environ | own,
                                   stdout=log, stderr=log, start_new_session=True, cwd=tmp_path)
     try:
         yield f'http://127.0.0.1:{port}', server, tmp_path
@@ -126,24 +122,15 @@ def lab(tmp_path):
 def ask(address, what, body=None):
     "What the server answers."
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f'{address}/{what}', data, {'Authorization': 'token secret'},
+    request = urllib.request.Request(f'{address}/{what}', data, {'Authorization': f'token {TOKEN}'},
                                      method='GET' if body is None else 'PUT')
     with urllib.request.urlopen(request, timeout=20) as answer: return answer.read()
-
-def wait_for(address, server, log):
-    ends = time.time() + 90
-    while time.time() < ends and server.poll() is None:
-        try:
-            return ask(address, 'api')
-        except OSError:
-            time.sleep(.3)
-    pytest.fail('JupyterLab did not start: ' + log.read_text()[-500:])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec('jupyterlab'), reason='needs JupyterLab')
 def test_lab_opens_the_index_saves_clean_and_ends_at_ctrl_c(lab):
     address, server, folder = lab
-    wait_for(address, server, folder/'log')
+    wait_for(address.split(':')[-1], server, folder/'log', 90)
     assert '/lab/tree/nbs/index.ipynb' in (folder/'log').read_text()
     assert ask(address, 'files/data/world/play.gif').startswith(b'GIF8')
     settings = json.loads(ask(address, 'lab/api/settings/@jupyterlab/docmanager-extension:plugin'))
