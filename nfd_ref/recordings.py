@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from tqdm.auto import tqdm
 
-from .mp4 import open_video
+from .mp4 import open_video, picture_of, shown_size
 from .storage import DatasetInfo, from_json, read_json, read_record
 from .video import (
     IDLE, NULL, ActionSpace, Clip, require_size, import_clips, load_actions)
@@ -60,10 +60,8 @@ def pictures(
     step = 1 / Fraction(fps).limit_denominator(1000)
 
     def picture(frame):
-        height, width = scaled((frame.height, frame.width), size, fit)
-        rgb = in_rgb.reformat(frame, format='rgb24', width=width, height=height,
-                              interpolation='AREA')
-        return placed(rgb.to_ndarray(), size)
+        whole = scaled(shown_size(frame), size, fit)
+        return placed(picture_of(path, in_rgb, frame, whole), size)
 
     with open_video(path) as (container, stream):
         last = None

@@ -10,6 +10,7 @@ from nfd_ref.recordings import pictures
 from nfd_ref.video import VideoFolder, read_frames, write_video
 from nfd_ref.vpt import MINEWORLD
 from test_cli import fails, works
+from test_video import turned
 from test_vpt import tick
 
 RATE = 30
@@ -52,6 +53,14 @@ def test_a_space_of_one_s_own(tmp_path, capsys, takes):
     out = works(capsys, 'import', tmp_path/'game', takes, '--space', tmp_path/'space.json')
     assert 'keys that play nothing: space (2)' in out
     assert said(VideoFolder(tmp_path/'game'))[10:13] == ['none', 'ahead', 'ahead']
+
+def test_a_film_that_lay_on_its_side_is_upright(tmp_path):
+    film = counted(4, 64, 48)
+    film[:, 32:] = 0                                # dark below
+    write_video(tmp_path/'plain.mp4', np.rot90(film, 1, (1, 2)), fps=RATE)
+    turned(tmp_path/'plain.mp4', tmp_path/'t.mp4', 0, 1, -1, 0)
+    last, _ = list(pictures(tmp_path/'t.mp4', RATE, (64, 48)))[-1]
+    np.testing.assert_allclose(last, film[-1], atol=4)
 
 @pytest.mark.parametrize('suffix', ['csv', 'json', 'jsonl'])
 def test_a_row_for_each_frame(tmp_path, capsys, suffix):
