@@ -5,8 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nfd_ref.mp4 import timeline
 from nfd_ref.storage import write_aside
 from nfd_ref.video import (
-    ActionSpace, VideoFolder, film_strip, import_clips, read_frames, video_info, write_video)
+    ActionSpace, VideoFolder, film_strip, import_clips, load_actions, read_frames, video_info,
+    write_video)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT/'data'/'my_way_home'
@@ -151,6 +155,22 @@ def test_flipped_byte_in_actions_is_named(folder):
     data[len(data) // 3] ^= 255
     npz.write_bytes(data)
     with pytest.raises(ValueError, match='ep_00001'): VideoFolder(folder)
+
+def test_one_thread_at_a_time_reads_actions(folder, monkeypatch):
+    "Python up to 3.11 may raise SystemError where two threads parse an array's header at once."
+    inside = threading.Semaphore(1)
+    load = np.load
+
+    def slow(*args, **kwargs):
+        assert inside.acquire(blocking=False), 'two threads at once'
+        time.sleep(0.01)
+        inside.release()
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(np, 'load', slow)
+    with ThreadPoolExecutor(4) as pool:
+        for actions, _ in pool.map(load_actions, [folder/'ep_00000.npz'] * 8):
+            assert len(actions)
 
 @pytest.mark.parametrize('bad', [b'', b'junk' * 99, 'npy', 'pickle'])
 def test_other_files_as_actions(folder, bad):
