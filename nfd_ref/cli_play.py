@@ -191,6 +191,8 @@ def cmd_translate(
     """Give a video the look of a world, frame by frame, true to its motion.
     Every frame is noised and brought down again behind those made before. No training."""
     import numpy as np
+    from tqdm.auto import tqdm
+    from nfd_ref.loop import interruptible
     from nfd_ref.storage import require_out
     from nfd_ref.streaming import World
     from nfd_ref.translation import translate
@@ -206,9 +208,17 @@ def cmd_translate(
         seen = read_frames(look, size=game.size)[:8]
         past = Clip(seen, np.tile(game.space.rest, (len(seen), 1)), game.space, game.fps)
 
-    film = translate(game, clip, strength, calls, past, seed)
-    count = write_video(out, film, game.fps, pix_fmt='yuv420p')
+    def made(asked_to_stop):
+        film = translate(game, clip, strength, calls, past, seed)
+        for frame in tqdm(film, 'translate', len(clip), unit='frame'):
+            yield frame
+            if asked_to_stop(): return
+
+    with interruptible() as asked_to_stop:
+        count = write_video(out, made(asked_to_stop), game.fps, pix_fmt='yuv420p')
     print(f'{count} frames, {about_world(game)} -> {out}')
+    if count < len(clip):
+        raise KeyboardInterrupt(f'after frame {count} of {len(clip)}; the film has them')
 
 def about_world(world):
     "How a world is being played, in one line."

@@ -182,8 +182,10 @@ def arm_rows(m):
 
 # %% ../nbs/12e_comparison.ipynb #d0e00019
 def taught(info):
-    "The trainings behind a network: steps, frames that it saw, and on what."
+    "The trainings of a network (of a student its own alone): steps, frames seen, and on what."
     runs = info.history()
+    if getattr(info, 'teacher', None): runs = runs[-1:]     # its teacher has a row of its own
+
     steps = [run['train']['steps'] for run in runs]
     batches = [run['train']['batch'] for run in runs]
     frames = info.length * sum(a * b for a, b in zip(steps, batches)) if info.length else None

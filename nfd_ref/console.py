@@ -184,7 +184,7 @@ def made_rate(self:Console):
 
 @patch
 def push(self:Console, view):
-    "Views that are sent to, and do not ask, override this."
+    "Nothing here: views ask. A console that sends without being asked overrides this."
 
 # %% ../nbs/13e_console.ipynb #7e00001a
 @patch

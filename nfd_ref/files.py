@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from site import getuserbase
 
-__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home']
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home', 'work_from_nbs']
 
 # ---- whole files
 
@@ -112,3 +112,10 @@ def home(here):
     came_with = Path('share')/'nfd_ref'
     places = [here, here/came_with, Path(sys.prefix)/came_with, Path(getuserbase())/came_with]
     return next((place for place in places if (place/'data'/'world').is_dir()), here)
+
+def work_from_nbs():
+    "The working directory becomes nbs/, from which notebooks name files, wherever a kernel began."
+    folder = Path(__file__).resolve().parent.parent/'nbs'
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder; notebooks run in a clone of the repository')
+    os.chdir(folder)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import warnings
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -371,7 +372,8 @@ def save_model(
     folder,         # KIND.safetensors is written into it, then KIND.json
     model,          # its weights
     info,           # a `ModelInfo` of some kind
-    dtype=torch.float16
+    dtype=torch.float16,
+    beside=()       # files that it needs, copied into the folder
 ):
     """Keep a model: weights as safetensors, its shape and history as JSON beside them. Of several
     processes the first one writes."""
@@ -380,8 +382,9 @@ def save_model(
     if not folder.exists():         # it appears with both files in it
         with write_aside(folder) as tmp:
             tmp.mkdir()
-            save_model(tmp, model, info, dtype)
+            save_model(tmp, model, info, dtype, beside)
         return
+    for file in beside: shutil.copy(file, folder)
     weights = folder/f'{info.kind}.safetensors'
     save_tensors(weights, model.state_dict(), dtype)
     write_record(weights.with_suffix('.json'), replace(info, weights=fingerprint(weights)))

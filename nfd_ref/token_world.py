@@ -175,7 +175,6 @@ def reset(self:TokenWorld,
 ):                      # the last frame, uint8 [h, w, 3]
     "Forget everything and start after this clip."
     self._require_home()
-    self._require_home()
     self._check_start(clip)
     clip = clip[-max(1, self.model.cfg.window - 1):]
     with torch.inference_mode():

@@ -321,15 +321,17 @@ def save_world(
     out,                # the run's folder
     model,              # trained
     videos,             # `VideoFolder` that it was trained on
+    beside=(),          # files to keep with it
     **history           # more fields of `WorldInfo`
 ):
     "OUT/final: the weights, and world.json with how they came to be."
-    save_model(Path(out)/'final', model, WorldInfo(
+    info = WorldInfo(
         **history,
         action_space=videos.space.record,
         fps=videos.fps,
         size=videos.size,
-        **provenance()))
+        **provenance())
+    save_model(Path(out)/'final', model, info, beside=beside)
 
 # %% ../nbs/05_training.ipynb #0a5c1d43
 def held_out_log(
@@ -366,6 +368,7 @@ def train_world(
     mistakes=0.,        # share of the context frames that become the model's own guesses
     held_out=None,      # `VideoFolder`: its loss is logged at every checkpoint
     init=None,          # folder of a trained world of this shape to go on from
+    beside=(),          # files to keep in OUT/final with it
     model_cls=DiT,
     **kwargs            # for `fit`
 ):                      # the trained `DiT` (averaged weights)
@@ -397,5 +400,5 @@ def train_world(
 
     spoilt = SpoiltClips(clips, levels, cfg.seed, mistakes)
     model = fit(out, model, world_loss, spoilt, cfg, decides, resume=True, **kwargs)
-    save_world(out, model, videos, **about, train=asdict(cfg), before=before)
+    save_world(out, model, videos, beside, **about, train=asdict(cfg), before=before)
     return model

@@ -8,7 +8,6 @@ __all__ = ['ODE_RECIPE', 'ClipLevels', 'train_teacher', 'Calls', 'Start', 'start
            'make_trajectories', 'regression_loss', 'fit_ode', 'student_shape', 'distill_ode']
 
 # %% ../nbs/10b_trajectories.ipynb #db000005
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
@@ -60,9 +59,8 @@ def train_teacher(
 ):                      # the teacher, a `DiT` (averaged weights)
     "Train a world that looks both ways. OUT/final can teach; it can't be played."
     shape = replace(shape, window=length, chunk=length)
-    model = train_world(out, videos, tok, cfg, shape, length, ClipLevels(), **kwargs)
-    for file in Path(home).glob('tokenizer*'): shutil.copy(file, Path(out)/'final'/file.name)
-    return model
+    kwargs['beside'] = sorted(Path(home).glob('tokenizer*'))
+    return train_world(out, videos, tok, cfg, shape, length, ClipLevels(), **kwargs)
 
 # %% ../nbs/10b_trajectories.ipynb #da000020
 @dataclass

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from nfd_ref.exercise import try_it
 
@@ -29,6 +31,21 @@ def test_runs(notebook):
                str(notebook)]
     r = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert r.returncode == 0, r.stdout[-6000:] + r.stderr[-6000:]
+
+@pytest.mark.slow
+def test_runs_from_the_root():
+    "As some editors do, which start a kernel where the repository is opened."
+    notebook = nbformat.read(ROOT/'nbs'/'04_diffusion.ipynb', as_version=4)
+    here = dict(metadata=dict(path=str(ROOT)))
+    NotebookClient(notebook, timeout=300, resources=here).execute()
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_files_are_named_from_nbs(notebook):
+    "Before the first file is named, a notebook stands in nbs/, wherever its kernel began."
+    sources = [source for source, _ in cells(notebook, 'code')]
+    named = [i for i, source in enumerate(sources) if "'../" in source]
+    stands = [i for i, source in enumerate(sources) if 'work_from_nbs()' in source]
+    assert not named or stands and stands[0] < named[0]
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
 def test_exercises_are_unsolved_and_have_folded_solutions(notebook):

@@ -152,6 +152,15 @@ def test_a_model_comes_back(tmp_path):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
+def test_a_model_and_the_files_beside_it_appear_together(tmp_path):
+    (tmp_path/'a.json').write_text('{}')
+    def save(*files): save_model(tmp_path/'final', Model(Shape(3)), info(), beside=files)
+    with pytest.raises(FileNotFoundError): save(tmp_path/'a.json', tmp_path/'none.json')
+    assert os.listdir(tmp_path) == ['a.json']
+    save(tmp_path/'a.json')
+    assert sorted(os.listdir(tmp_path/'final')) == [
+        'a.json', 'tokenizer.json', 'tokenizer.safetensors']
+
 def test_halves_come_back_as_floats(tmp_path):
     model = Model(Shape(3))
     save_model(tmp_path, model, info())

@@ -1,4 +1,5 @@
 """Video in the look of a world: a tiny one on shipped video, and the command."""
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nfd_ref import translation
 from nfd_ref.cli import main
 from nfd_ref.command import load_tokenizer
 from nfd_ref.streaming import World
@@ -74,6 +76,19 @@ def test_command(tmp_path, clip, capsys):
     assert 'no such action file' in capsys.readouterr().err
     assert run(*asked, '--strength', '1') == 2
     assert 'a noise level in (0, 1)' in capsys.readouterr().err
+
+def test_the_command_keeps_what_it_has_when_stopped(tmp_path, clip, capsys, monkeypatch):
+    def stopped(*args):
+        for i, frame in enumerate(translate(*args)):
+            if i == 3: signal.raise_signal(signal.SIGINT)
+            yield frame
+    monkeypatch.setattr(translation, 'translate', stopped)
+    save_episode(tmp_path, 'in', clip)
+    out = tmp_path/'out.mp4'
+    asked = ('--actions', tmp_path/'in.npz', '--out', out, '--engine', 'rolling')
+    assert main(['translate', str(tmp_path/'in.mp4'), *map(str, asked)]) == 130
+    assert video_info(out)[0] == 4
+    assert 'stopped after frame 4 of 10' in capsys.readouterr().err
 
 def test_play_starts_from_a_picture(tmp_path, clip, capsys):
     Image.fromarray(clip.frames[0]).resize((160, 96)).save(tmp_path/'a.png')
