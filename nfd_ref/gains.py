@@ -90,7 +90,7 @@ def from_record(found):
 # %% ../nbs/11c_gains.ipynb #1b00002a
 SIZES = tuple(range(1, 9))
 COINS = (0., .5, .9, 1.)            # probabilities that the action stays
-FRAMES = 50                         # of a trace
+FRAMES = 100                        # of a trace
 BLOCK = 5                           # frames of a turn
 REPEATS = 3                         # of the trace, always the same frames; the best counts
 
