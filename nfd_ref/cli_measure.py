@@ -148,7 +148,7 @@ def bench_drafts(load, name, out, judged):
 @command('out')
 def cmd_compare(
     out:Path,                       # folder for all of it; out/comparison.json is the record
-    recipe:str='cpu',               # cpu (hours), cuda (a GPU) or tiny (minutes, to see it work)
+    recipe:str='cpu',               # tiny (minutes, to see it work), cpu, cpu_list or cuda (a GPU)
     data:Path=VIDEO,                # recording whose training episodes both arms learn from
     test:Path=VIDEO,                # video folder: its test episodes judge
     branches:Path=BRANCHES,         # from nfd-ref branches, of the same episodes

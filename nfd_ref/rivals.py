@@ -67,7 +67,6 @@ PLANS = dict(
     cpu=plan_of(            # minutes of one core, and more of them to measure: a pilot
         steps=250, batch=4, tune=30, lr=2.5e-3,
         codes=replace(CODES_RECIPE, steps=160, warmup=20, save_every=40),
-        bottleneck='ema',   # after so few steps three decibels ahead of FSQ (12b_codes)
         world=DiTConfig(layers=5, **SMALL),
         tokens=TokensConfig(layers=6, **SMALL),
         length=8,
@@ -78,6 +77,9 @@ PLANS = dict(
         codes=replace(CODES_RECIPE, steps=6000, batch=64, save_every=1000),
         world=DiTConfig(d=256, layers=5, heads=4),
         tokens=TokensConfig(d=256, layers=7, heads=4)))
+
+# the same pilot, but the words are those of a learned list
+PLANS['cpu_list'] = replace(PLANS['cpu'], bottleneck='ema')
 
 # %% ../nbs/12d_rivals.ipynb #d0e00013
 def arms_of(plan, device):
