@@ -158,10 +158,17 @@ def cmd_compare(
     """NFD against a token transformer, from nothing: train both, measure both.
     The same clips, as many steps, parameters within 3 %; then NFD once more, for as long as the
     tokens took. Goes on where it was stopped; what is in the record is not measured again."""
+    from nfd_ref.command import load_tokenizer
     from nfd_ref.comparison import compare, comparison_table
+    from nfd_ref.doom import load_branches
+    from nfd_ref.judge import IDMConfig, InverseDynamics
     from nfd_ref.rivals import PLANS, Materials
+    from nfd_ref.storage import JudgeInfo, load_model
     from nfd_ref.video import VideoFolder
     if recipe not in PLANS: raise ValueError(f'no recipe "{recipe}"; there are {", ".join(PLANS)}')
+    load_branches(branches)             # what is wrong with them is said before the training
+    load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+    load_tokenizer(tokenizer)
     shipped = {'NFD as shipped, 4': WORLD, 'NFD+ as shipped, 2': STUDENT}
     materials = Materials(out, PLANS[recipe], VideoFolder(data, 'train'), VideoFolder(test, 'test'),
                           tokenizer, shipped)

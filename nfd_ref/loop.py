@@ -122,12 +122,24 @@ def moments(model, optimizer):
             if i in state: tensors[f'{name}|{moment}'] = torch.as_tensor(state[i][moment])
     return tensors
 
-def load_moments(model, optimizer, tensors):
+def load_moments(
+    model,
+    optimizer,
+    tensors,            # from `moments`
+    where='moments'     # their file, named in errors
+):
     "Put what `moments` gave back into the optimizer."
+    weights = dict(model.named_parameters())
     state = {}
     for i, name in enumerate(weight_names(model, optimizer)):
-        if f'{name}|step' in tensors:
-            state[i] = {moment: tensors[f'{name}|{moment}'] for moment in MOMENTS}
+        if f'{name}|step' not in tensors: continue
+        found = {moment: tensors.get(f'{name}|{moment}') for moment in MOMENTS}
+        for moment, tensor in found.items():
+            shape = () if moment == 'step' else tuple(weights[name].shape)
+            if tensor is None or tuple(tensor.shape) != shape:
+                raise ValueError(f'{where}: no "{name}|{moment}" of shape {shape} in it: it is of '
+                                 'another run, or damaged')
+        state[i] = found
     groups = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
 
@@ -153,7 +165,8 @@ def load_checkpoint(
 ):                      # the averaged weights, the step
     "Put a checkpoint back into `model` and `optimizer`."
     load_into(model, load_tensors(folder/'model.safetensors'), folder/'model.safetensors')
-    load_moments(model, optimizer, load_tensors(folder/'optimizer.safetensors'))
+    path = folder/'optimizer.safetensors'
+    load_moments(model, optimizer, load_tensors(path), path)
     return load_tensors(folder/'ema.safetensors'), step_of(folder)
 
 def checkpoints(out):

@@ -82,6 +82,8 @@ def open_video(path):
         with av.open(str(path)) as container:
             if not container.streams.video: raise ValueError(f'{path}: holds no video')
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError(f'{path}: FFmpeg knows no decoder for its video')
             stream.thread_type = 'NONE'
             stream.codec_context.options = {'err_detect': 'explode'}    # no hole is painted over
             yield container, stream

@@ -161,6 +161,8 @@ class DatasetInfo:
     def __post_init__(self):
         if isinstance(self.fps, bool) or not isinstance(self.fps, (int, float)) or self.fps <= 0:
             raise ValueError(f'fps is a number above 0, not {self.fps!r}')
+        if self.test is not None and not all(isinstance(name, str) for name in self.test):
+            raise ValueError('test is a list of names of episodes')
 
 @dataclass(kw_only=True)
 class ModelInfo:

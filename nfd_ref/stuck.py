@@ -116,7 +116,8 @@ class Stuck(Metric):
         for player, color in (('real', 'C2'), ('world', 'C0')):
             shares = found[f'long_{player}']
             middle = 100 * (np.arange(len(shares)) + .5)
-            ax.plot(middle, shares, '.-', c=color, label=player)
+            label = dict(real='simulator', world='network')[player]
+            ax.plot(middle, shares, '.-', c=color, label=label)
         ax.set(xlabel='frame', ylabel='share of flat frames', ylim=(0, 1))
         ax.legend(fontsize=8)
 

@@ -6,9 +6,11 @@ import torch
 from tiny import noisy_dit
 
 from nfd_ref.attention import KVCache
+from nfd_ref.cli import main
 from nfd_ref.consistency import CONSISTENCY_RECIPE, keep_student
 from nfd_ref.engines import Native
 from nfd_ref.kernel import require_stack
+from nfd_ref.loop import load_moments, moments
 from nfd_ref.storage import WorldInfo, read_record
 from nfd_ref.transformer import DiTConfig
 
@@ -75,3 +77,21 @@ def test_a_student_s_folder_appears_whole(tmp_path, monkeypatch):
                      CONSISTENCY_RECIPE, {}, data='0')
     assert seen == [False]
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('spoil', ['gone', 'other shape'])
+def test_moments_that_do_not_fit_are_named(spoil):
+    model = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors = moments(model, optimizer)
+    if spoil == 'gone': del tensors['weight|exp_avg']
+    else: tensors['weight|exp_avg'] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=r'a.safetensors: no "weight\|exp_avg" of shape \(3, 2\)'):
+        load_moments(model, optimizer, tensors, 'a.safetensors')
+
+def test_compare_looks_at_its_judges_before_it_trains(tmp_path, capsys):
+    for flag in ('--idm', '--branches', '--tokenizer'):
+        assert main(['compare', str(tmp_path/'out'), flag, str(tmp_path/'none')]) == 2
+        assert 'none' in capsys.readouterr().err
+    assert not (tmp_path/'out').exists()

@@ -223,6 +223,7 @@ BAD_META = [
     '{"fps": 20, "action_space": {"name": "a", "fields": {"b": 3}}}',
     '{"fps": "20", "action_space": {"name": "a", "fields": {"b": ["one", "two"]}}}',
     '{"fps": 20, "action_space": {"name": "a", "fields": {"b": ["one", "two"]}}, "tset": []}',
+    '{"fps": 20, "action_space": {"name": "a", "fields": {"b": ["one", "two"]}}, "test": [[]]}',
     '{"fps":']
 
 @pytest.mark.parametrize('meta', BAD_META)

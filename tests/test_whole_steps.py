@@ -3,10 +3,12 @@ that a step makes, on every engine, and the frames that follow have the bits of 
 import copy
 import os
 import pickle
+import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -38,10 +40,10 @@ def a_clip(frames=6):
     frames = numbers.integers(0, 256, (frames, *SIZE, 3), dtype=np.uint8)
     return Clip(frames, np.ones((len(frames), 1), int), SPACE, 20.)
 
-def diffusion_world(kind, engine, **more):
+def diffusion_world(kind, engine, device='cpu', **more):
     tok = Tokenizer(TokenizerConfig(latents=4, width=8, mults=(1, 1), patch=2))
     return kind(noisy_dit(DiTConfig(**SHAPE)), tok, SPACE, SIZE, steps=2, engine=engine,
-                device='cpu', **more)
+                device=device, **more)
 
 def token_world():
     torch.manual_seed(0)
@@ -103,6 +105,12 @@ def test_a_step_that_is_stopped_never_was(engine):
 @pytest.mark.parametrize('engine', HERE)
 def test_every_third_call_of_a_step_may_fail(engine):
     never_torn(diffusion_world(World, engine), stride=3)
+
+@pytest.mark.long
+@pytest.mark.parametrize('engine, device', [('compiled', 'cpu'), ('graph', 'cuda')])
+def test_a_compiled_step_that_is_stopped_never_was(engine, device):
+    if device == 'cuda' and not torch.cuda.is_available(): pytest.skip('wants a GPU')
+    never_torn(diffusion_world(World, engine, device), stride=7)
 
 @pytest.mark.parametrize('engine, sizes', [('rolling', 2), ('native', 3)])
 def test_a_draft_that_is_stopped_never_was(engine, sizes):
@@ -171,6 +179,25 @@ def test_environments_over_one_world_do_not_meet(batch):
         play(second)
         seen.append(play(first))
     assert (np.stack(seen) == np.stack(wanted)).all()
+
+FORK = """
+import os, signal, torch
+from test_whole_steps import World, a_clip, diffusion_world
+torch.randn(500, 500) @ torch.randn(500, 500)       # the parent has started its threads
+if child := os.fork(): os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
+world = diffusion_world(World, 'static')
+world.reset(a_clip())
+torch.randn(500, 500) @ torch.randn(500, 500)
+os._exit(7)
+"""
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+def test_a_world_can_be_opened_in_a_forked_process():
+    env = dict(os.environ, OMP_NUM_THREADS='2')
+    ran = subprocess.run([sys.executable, '-W', 'ignore', '-c', FORK], env=env,
+                         cwd=Path(__file__).parent)
+    assert ran.returncode == 7
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
 @pytest.mark.filterwarnings('ignore')

@@ -220,9 +220,9 @@ def try_command(rng, kit, folder):
     except SystemExit as stop:      # argparse's own refusal
         code = stop.code
     except Hang:
-        if line[0] in ('train', 'distill', 'record', 'build', 'branches', 'walks', 'bench',
-                       'evaluate', 'play'): return line, None       # at work, and rightly
-        raise
+        at_work = line[0] in ('train', 'distill', 'record', 'build', 'branches', 'walks', 'bench',
+                              'evaluate', 'play', 'compare')
+        return line, None if at_work else f'still going after {PATIENCE} s'
     finally:
         os.chdir(ROOT)
     text = said.getvalue()
