@@ -66,7 +66,7 @@ class FSQ(nn.Module):
         self.register_buffer('place', levels.cumprod(0) // levels, persistent=False)
 
     def bound(self, y):
-        "Squeeze each number into the range of its levels, -L/2 .. L/2."
+        "Squeeze each number into the range of its levels: -2 .. 2 for five, -4 .. 3 for eight."
         half = (self.levels - 1) * (1 - 1e-3) / 2
         offset = (self.levels % 2 == 0) * .5        # an even number of levels is not symmetric
         return (y + (offset / half).atanh()).tanh() * half - offset
