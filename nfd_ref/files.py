@@ -117,5 +117,5 @@ def work_from_nbs():
     "The working directory becomes nbs/, from which notebooks name files, wherever a kernel began."
     folder = Path(__file__).resolve().parent.parent/'nbs'
     if not folder.is_dir():
-        raise FileNotFoundError(f'{folder}: no such folder; notebooks run in a clone of the repository')
+        raise FileNotFoundError(f'{folder}: no such folder; notebooks run in a clone')
     os.chdir(folder)

@@ -26,8 +26,9 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .diffusion import generator
-from .storage import (
-    load_into, load_tensors, lock, read_json, save_tensors, sweep, unlock, write_aside, write_json)
+from nfd_ref.storage import (
+    load_into, load_tensors, lock, read_json, require_fit, save_tensors, sweep, unlock, write_aside,
+    write_json)
 
 # %% ../nbs/05b_loop.ipynb #0b00000c
 # what random numbers are drawn for, `purpose` of `generator`; small ones belong to play
@@ -122,24 +123,16 @@ def moments(model, optimizer):
             if i in state: tensors[f'{name}|{moment}'] = torch.as_tensor(state[i][moment])
     return tensors
 
-def load_moments(
-    model,
-    optimizer,
-    tensors,            # from `moments`
-    where='moments'     # their file, named in errors
-):
+def load_moments(model, optimizer, tensors, what='moments'):
     "Put what `moments` gave back into the optimizer."
     weights = dict(model.named_parameters())
     state = {}
     for i, name in enumerate(weight_names(model, optimizer)):
-        if f'{name}|step' not in tensors: continue
-        found = {moment: tensors.get(f'{name}|{moment}') for moment in MOMENTS}
-        for moment, tensor in found.items():
-            shape = () if moment == 'step' else tuple(weights[name].shape)
-            if tensor is None or tuple(tensor.shape) != shape:
-                raise ValueError(f'{where}: no "{name}|{moment}" of shape {shape} in it: it is of '
-                                 'another run, or damaged')
-        state[i] = found
+        found = {key: tensors[key] for key in tensors if key.rpartition('|')[0] == name}
+        if not found: continue
+        own = {moment: weights[name] for moment in MOMENTS} | dict(step=torch.tensor(0.))
+        require_fit(found, {f'{name}|{moment}': like for moment, like in own.items()}, what)
+        state[i] = {moment: found[f'{name}|{moment}'] for moment in MOMENTS}
     groups = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
 

@@ -346,10 +346,8 @@ def load_tensors(path):
         raise ValueError(f'{path}: not a whole safetensors file ({e}); '
                          'it may be cut short, get it again') from None
 
-def load_into(model, tensors, what):
-    """Put `tensors` into `model`, all of them and in the right shapes, or raise a `ValueError` that
-    names the first that does not fit."""
-    own = model.state_dict()
+def require_fit(tensors, own, what):
+    "Are `tensors` those of `own` {name: tensor}, in its shapes? A `ValueError` names what is not."
     other = 'these weights belong to a model of another shape'
     for k in sorted(own.keys() | tensors.keys()):
         if k not in tensors: raise ValueError(f'{what}: no tensor "{k}"; {other}')
@@ -363,6 +361,11 @@ def load_into(model, tensors, what):
         if not tensors[k].isfinite().all():
             raise ValueError(f'{what}: "{k}" holds values that are no numbers (nan or infinite): '
                              'its training failed, or the file is spoilt')
+
+def load_into(model, tensors, what):
+    "Put `tensors` into `model`, all of them and in the right shapes, or say what does not fit."
+    own = model.state_dict()
+    require_fit(tensors, own, what)
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return model
 

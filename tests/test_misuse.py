@@ -87,7 +87,7 @@ def test_moments_that_do_not_fit_are_named(spoil):
     tensors = moments(model, optimizer)
     if spoil == 'gone': del tensors['weight|exp_avg']
     else: tensors['weight|exp_avg'] = torch.zeros(3, 3)
-    with pytest.raises(ValueError, match=r'a.safetensors: no "weight\|exp_avg" of shape \(3, 2\)'):
+    with pytest.raises(ValueError, match=r'a.safetensors: .*"weight\|exp_avg"'):
         load_moments(model, optimizer, tensors, 'a.safetensors')
 
 def test_compare_looks_at_its_judges_before_it_trains(tmp_path, capsys):
