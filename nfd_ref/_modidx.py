@@ -876,6 +876,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nfd_ref.streaming._device': ('streaming.html#_device', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.bind_sampler': ('streaming.html#bind_sampler', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.rollout': ('streaming.html#rollout', 'nfd_ref/streaming.py'),
+                                   'nfd_ref.streaming.single': ('streaming.html#single', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.tokenizer_of': ('streaming.html#tokenizer_of', 'nfd_ref/streaming.py'),
                                    'nfd_ref.streaming.undivided': ('streaming.html#undivided', 'nfd_ref/streaming.py')},
             'nfd_ref.stuck': { 'nfd_ref.stuck.Stuck': ('stuck.html#stuck', 'nfd_ref/stuck.py'),

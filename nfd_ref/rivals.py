@@ -188,7 +188,7 @@ def train_all(m):
 
 # %% ../nbs/12d_rivals.ipynb #d0e00016
 def choose_world_noise(folder, clips):
-    "The same for a world: its context noise."
+    "Choose a world's context noise, by PSNR on training video."
     path = Path(folder)/'world.json'
     info = read_record(path, WorldInfo)
     if info.sampling: return
