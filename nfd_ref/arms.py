@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .diffusion import add_noise, generator
 from .doom import load_branches
 from .judge import IDMConfig, InverseDynamics, action_scores, follow, watch
-from .loop import append_line, read_log, trim_log
+from .files import append_line, read_log, trim_log
 from .measures import frechet_distance, interval, normal_range, play_all, texture_distance
 from .storage import (
     JudgeInfo, TokenizerInfo, WorldInfo, fingerprint, load_into, load_model, load_tensors,

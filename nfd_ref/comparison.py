@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .codes import BOTTLENECKS, codes_quality, load_codes
 from .evaluation import Setting, measure
 from .judge import action_scores, watch
-from .loop import read_log
+from .files import read_log
 from .measures import (
     IdmDistance, Metric, Quality, frechet_distance, interval, normal_range, texture_distance)
 from .mp4 import write_video

@@ -1,17 +1,22 @@
-"""Files that are whole or not there, and folders that one process writes. Written by hand; the
-ground below `storage`."""
+"""Files that are whole or not there, folders that one process writes, logs and arrays. Written by
+hand; the ground below `storage`."""
 
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from site import getuserbase
 
-__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home', 'work_from_nbs']
+import numpy as np
+
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home', 'work_from_nbs',
+           'read_log', 'append_line', 'trim_log', 'read_arrays']
 
 # ---- whole files
 
@@ -119,3 +124,32 @@ def work_from_nbs():
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; notebooks run in a clone')
     os.chdir(folder)
+
+# ---- arrays, and logs: a line of JSON for each step
+
+# numpy has Python's parser read an array's header; up to Python 3.11 two threads that parse at once
+# may end in "SystemError: AST constructor recursion depth mismatch"
+READING = threading.Lock()
+
+def read_arrays(path):
+    "{name: array} of an .npz file, one thread at a time; no pickle."
+    with READING, np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+def read_log(path):
+    "The lines of a log, a list of dicts."
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+def append_line(path, line):
+    "One more line for a log, a dict."
+    with open(path, 'a') as f: f.write(json.dumps(line) + '\n')
+
+def trim_log(path, step):
+    "Drop the lines of a log after `step`, and a last line that was cut."
+    path = Path(path)
+    if not path.exists(): return
+    def belongs(line):
+        try: return json.loads(line)['step'] <= step
+        except (ValueError, TypeError, KeyError): return False      # cut, or no line of a log
+    keep = [line + '\n' for line in path.read_text(errors='replace').splitlines() if belongs(line)]
+    with write_aside(path) as tmp: tmp.write_text(''.join(keep))

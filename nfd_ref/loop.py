@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FOR_BATCH', 'FOR_LOSS', 'FOR_HELD_OUT', 'FOR_LAYERS', 'MOMENTS', 'STOPS', 'AHEAD', 'TrainConfig', 'lr_scale',
            'require_same', 'claim', 'claim_run', 'weight_names', 'moments', 'load_moments', 'save_checkpoint',
-           'load_checkpoint', 'checkpoints', 'step_of', 'read_log', 'append_line', 'trim_log', 'ema_update', 'averaged',
-           'interruptible', 'parameter_groups', 'make_optimizer', 'parts_of', 'Run', 'plain', 'Ahead', 'pinned', 'fit']
+           'load_checkpoint', 'checkpoints', 'step_of', 'ema_update', 'averaged', 'interruptible', 'parameter_groups',
+           'make_optimizer', 'parts_of', 'Run', 'plain', 'Ahead', 'pinned', 'fit']
 
 # %% ../nbs/05b_loop.ipynb #0b000004
 import json
@@ -26,6 +26,7 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .diffusion import generator
+from .files import append_line, trim_log
 from nfd_ref.storage import (
     load_into, load_tensors, lock, read_json, require_fit, save_tensors, sweep, unlock, write_aside,
     write_json)
@@ -126,13 +127,13 @@ def moments(model, optimizer):
 def load_moments(model, optimizer, tensors, what='moments'):
     "Put what `moments` gave back into the optimizer."
     weights = dict(model.named_parameters())
-    state = {}
-    for i, name in enumerate(weight_names(model, optimizer)):
-        found = {key: tensors[key] for key in tensors if key.rpartition('|')[0] == name}
-        if not found: continue
-        own = {moment: weights[name] for moment in MOMENTS} | dict(step=torch.tensor(0.))
-        require_fit(found, {f'{name}|{moment}': like for moment, like in own.items()}, what)
-        state[i] = {moment: found[f'{name}|{moment}'] for moment in MOMENTS}
+    moved = {key.rpartition('|')[0] for key in tensors}
+    names = {i: name for i, name in enumerate(weight_names(model, optimizer)) if name in moved}
+    own = {f'{name}|{moment}': torch.tensor(0.) if moment == 'step' else weights[name]
+           for name in names.values() for moment in MOMENTS}
+    require_fit(tensors, own, what)
+    state = {i: {moment: tensors[f'{name}|{moment}'] for moment in MOMENTS}
+             for i, name in names.items()}
     groups = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
 
@@ -169,26 +170,6 @@ def checkpoints(out):
 def step_of(checkpoint):
     "The number of steps behind a checkpoint, from its name."
     return int(checkpoint.name.removeprefix('step_'))
-
-# %% ../nbs/05b_loop.ipynb #0a5c1d02
-def read_log(path):
-    "The lines of a log, a list of dicts."
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-def append_line(path, line):
-    "One more line for a log, a dict."
-    with open(path, 'a') as f: f.write(json.dumps(line) + '\n')
-
-# %% ../nbs/05b_loop.ipynb #e2d09a1b
-def trim_log(path, step):
-    "Drop the lines of a log after `step`, and a last line that was cut."
-    path = Path(path)
-    if not path.exists(): return
-    def belongs(line):
-        try: return json.loads(line)['step'] <= step
-        except (ValueError, TypeError, KeyError): return False      # cut, or no line of a log
-    keep = [line + '\n' for line in path.read_text(errors='replace').splitlines() if belongs(line)]
-    with write_aside(path) as tmp: tmp.write_text(''.join(keep))
 
 # %% ../nbs/05b_loop.ipynb #e3727fca
 @torch.no_grad()

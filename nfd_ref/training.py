@@ -19,8 +19,9 @@ import torch
 from tqdm.auto import tqdm
 from .diffusion import (
     NoiseLevels, add_noise, flow_matching_loss, generator, per_frame, to_x0)
+from .files import append_line, trim_log
 from .loop import (
-    FOR_BATCH, FOR_HELD_OUT, FOR_LOSS, Ahead, TrainConfig, append_line, claim_run, fit, trim_log)
+    FOR_BATCH, FOR_HELD_OUT, FOR_LOSS, Ahead, TrainConfig, claim_run, fit)
 from .storage import (
     TokenizerInfo, WorldInfo, fingerprint, load_into, load_tensors, new_array, provenance,
     read_json, read_record, save_model, write_aside, write_json)

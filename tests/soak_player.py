@@ -7,17 +7,13 @@ import time
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
+from soak_world import megabytes
 from test_browser import BROWSER, FLAGS, Face, served
 
 from nfd_ref.storage import provenance, write_json
 
 KEYS = ('KeyQ', 'KeyW', 'KeyE', 'KeyW', 'KeyA', 'KeyS', 'KeyD')
 EVERY = 30      # seconds
-
-def megabytes(process):     # resident
-    status = Path(f'/proc/{process}/status').read_text()
-    line, = (line for line in status.splitlines() if line.startswith('VmRSS'))
-    return int(line.split()[1]) / 1024
 
 def main(out, minutes):
     rows = []

@@ -14,8 +14,8 @@ from nfd_ref.video import VideoFolder
 
 EVERY = 5000        # frames for a row
 
-def megabytes():    # resident
-    status = Path('/proc/self/status').read_text()
+def megabytes(process='self'):      # resident
+    status = Path(f'/proc/{process}/status').read_text()
     line, = (line for line in status.splitlines() if line.startswith('VmRSS'))
     return int(line.split()[1]) / 1024
 

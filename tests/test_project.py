@@ -63,7 +63,7 @@ ROOMS = {
     'console': ['inside'],
     'player': ['console'],
     'environment': ['session']}
-LINES = 460     # a module that is longer holds two ideas
+LINES = 450     # a module that is longer holds two ideas
 
 def run(*command, **kwargs):
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, **kwargs)

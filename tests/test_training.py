@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from nfd_ref.diffusion import generator
-from nfd_ref.loop import Run, TrainConfig, checkpoints, claim, fit, read_log
+from nfd_ref.files import read_log
+from nfd_ref.loop import Run, TrainConfig, checkpoints, claim, fit
 from nfd_ref.storage import unlock
 from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
 from nfd_ref.training import train_tokenizer, train_world

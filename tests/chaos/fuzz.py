@@ -84,7 +84,7 @@ def open_report(kit):
     report_page(report)
 
 def open_run(kit):
-    from nfd_ref.loop import read_log
+    from nfd_ref.files import read_log
     little_run(kit/'run', resume=True)
     read_log(kit/'run'/'log.jsonl')
 
