@@ -21,7 +21,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT/'data'
-PATIENCE = 20           # seconds for one input
+PATIENCE = 20           # seconds for one input ...
+AT_WORK = 8             # ... and for a command that may work for hours, then it is stopped
+WORKS = ('train', 'distill', 'record', 'build', 'branches', 'walks', 'bench', 'evaluate', 'play',
+         'compare')
 
 # ---- things that are well
 
@@ -212,6 +215,8 @@ def try_loader(rng, kit, folder):
 def try_command(rng, kit, folder):
     from nfd_ref.cli import main
     line = odd_command(rng, folder, kit)
+    works = line[0] in WORKS
+    if works: signal.alarm(AT_WORK)
     said = io.StringIO()
     os.chdir(folder)
     try:
@@ -220,9 +225,7 @@ def try_command(rng, kit, folder):
     except SystemExit as stop:      # argparse's own refusal
         code = stop.code
     except Hang:
-        at_work = line[0] in ('train', 'distill', 'record', 'build', 'branches', 'walks', 'bench',
-                              'evaluate', 'play', 'compare')
-        return line, None if at_work else f'still going after {PATIENCE} s'
+        return line, None if works else f'still going after {PATIENCE} s'
     finally:
         os.chdir(ROOT)
     text = said.getvalue()
