@@ -21,6 +21,7 @@ def cmd_evaluate(
     name:str=None,                      # of the world there (its folder)
     i3d:Path=None,                      # i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD
     vgg:Path=None,                      # vgg16.pt of StyleGAN3, if you have it: adds LPIPS
+    guidance:float=None,                # push away from standing still: see 07f_guidance (none)
 ):
     """Measure a world: quality, distance, actions, counterfactuals, drift, walls, memory.
     Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film
@@ -36,13 +37,15 @@ def cmd_evaluate(
         idm = idm or JUDGE
         walks = walks or WALKS
     report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
-                      walks=walks, world_class=world_class(world), **engine_kwargs(engine))
+                      walks=walks, world_class=world_class(world),
+                      **chosen(guidance=guidance), **engine_kwargs(engine))
 
     words = 'nfd-ref evaluate'
     if world != WORLD: words += f' {world}'
     if data != VIDEO: words += f' --data {data}'
     words += f' --out report.json --seed {seed}'
     if engine: words += f' --engine {engine}'
+    if guidance: words += f' --guidance {guidance:g}'
     if quick: words += ' --quick'
     row = leaderboard_row(report, name or world.name, words)
     if leaderboard: add_to_leaderboard(leaderboard, row)

@@ -10,6 +10,7 @@ from nfd_ref.command import MANY, SEEDS, STUDENT, VIDEO, WORLD, Wanted
 from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
+GUIDANCE = 1.                           # of a played world: it stays out of walls, 07f_guidance
 
 @command('world')
 def cmd_play(
@@ -30,6 +31,7 @@ def cmd_play(
     gif:Path=None,              # GIF to write as well
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
     speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
+    guidance:float=None,        # push away from standing still, see 07f_guidance (1; 0: none)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys.
@@ -39,17 +41,20 @@ def cmd_play(
     from nfd_ref.play import parse_actions, play, stroll
     from nfd_ref.session import Session, Setting
     from nfd_ref.speculation import Speculator
+    from nfd_ref.streaming import World
     within(1, MANY, frames=frames, steps=steps)
     within(0, SEEDS, seed=seed)
     require_films(out, gif, keys)
     if replay: return play_again(replay, world, data or VIDEO, out, gif)
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
+    kind = world_class(world)
+    if kind is World: settings['guidance'] = GUIDANCE if guidance is None else guidance
     if speculate:
         if keys or browser: raise ValueError('--speculate goes with a trace, so far')
         game = Speculator.load(world, **settings, speculate=draft_size(speculate))
     else:
-        game = world_class(world).load(world, **settings)
+        game = kind.load(world, **settings)
     place = None
     if not picture:
         data = data or own_video(world, game)
@@ -229,5 +234,6 @@ def about_world(world):
     machine = f'CPU, {torch.get_num_threads()} threads'
     if world.device.type == 'cuda': machine = torch.cuda.get_device_name(world.device)
     passes = f'{world.steps} {world.sampler} steps'
+    if world.guidance: passes += f', guidance {world.guidance:g}'
     if world.context_noise is None: passes = f'{world.steps} passes, {world.sampler}'
     return f'{width}x{height} pixels, {passes}, engine {engine}, {machine}'

@@ -255,7 +255,7 @@ def change(self:Console, name, value):
                           context_noise=None)
     elif name == 'start': setting = replace(setting, start=self.starts[value])
     elif name in ('steps', 'seed'): setting = replace(setting, **{name: int(value)})
-    elif name in ('engine', 'context_noise'): setting = replace(setting, **{name: value})
+    elif name in ('engine', 'context_noise', 'guidance'): setting = replace(setting, **{name: value})
     else: raise ValueError(f'nothing is called "{name}" here')
 
     if name not in ('start', 'seed'): world = setting.open()
@@ -300,6 +300,7 @@ def menu(self:Console):
     numbers = dict(
         steps=('steps', 1, 50, 1),
         context_noise=('context noise', 0, .95, .05),
+        guidance=('guidance', 0, 4, .5),
         rate=('frames/s', 1, 60, 1),
         seed=('seed', 0, 2**32 - 1, 1))
     controls = [dict(kind='start', name='start', label='start', options=self.thumbnails())]
@@ -350,6 +351,7 @@ def state(self:Console):
         steps=setting.steps,
         engine=setting.engine,
         context_noise=setting.context_noise,
+        guidance=setting.guidance,
         rate=session.rate,
         seed=session.seed)
     values |= {f'lens {name}': name in session.lenses for name in self.lenses()}

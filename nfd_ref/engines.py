@@ -22,7 +22,7 @@ class Recompute:
     name = 'recompute'              # in `ENGINES`
     devices = ('cpu', 'cuda')       # where it runs
     precisions = (torch.float32,)   # what it can be asked to run in, beside that of its weights
-    holds = ('taken', 'pending', 'past')    # attributes that make up its state
+    holds = ('taken', 'pending', 'past', 'last')    # attributes that make up its state
 
     def __init__(self,
         model,          # `DiT`, where it is to run
@@ -49,6 +49,7 @@ class Recompute:
         self.taken = 0              # frames taken into the past
         self.pending = None         # finished frames that wait to be taken, from `merged` up
         self.past = None            # frames looked back at: latents, levels, actions
+        self.last = None            # the newest frame's latents, for who wants to note them
         self.states = []            # marked, and still to be gone back to
 
     @property
@@ -82,19 +83,19 @@ def velocity(self:Recompute,
 
 @patch
 def make_frame(self:Recompute,
-    sample,         # (velocity, x, *fresh) -> x, where velocity is (x, level) -> v
+    sample,         # (velocity, x, *fresh) -> x, where velocity is (x, level, a=a) -> v
     x, a,           # noise [1, f, c, h, w], the actions that lead to the frames [1, f, k]
     *fresh          # more noises, for samplers that want them
 ):                  # latents [1, f, c, h, w]
     "Whole frames: one, from `rolling` up several at once. None is remembered: a second call."
-    def velocity(x, t): return self.velocity(x, torch.full(x.shape[:2], t), a)
+    def velocity(x, t, a=a): return self.velocity(x, torch.full(x.shape[:2], t), a)
     return sample(velocity, x, *fresh)
 
 # %% ../nbs/06b_engines.ipynb #9b54ac52
 class Rebuild(Recompute):
     "A frame's first velocity goes over the window and keeps keys and values for the others."
     name = 'rebuild'
-    holds = ('taken', 'pending', 'past', 'cache')
+    holds = ('taken', 'pending', 'past', 'last', 'cache')
     cache = None            # of the frames before the one to come, once a pass went over them
 
     def remember(self, x, t, a):
@@ -114,7 +115,7 @@ class Rebuild(Recompute):
 class Rolling(Recompute):
     "Keys and values are kept from frame to frame; a finished frame takes a pass of its own."
     name = 'rolling'
-    holds = ('taken', 'pending', 'cache')
+    holds = ('taken', 'pending', 'last', 'cache')
 
     def start(self):
         super().start()
@@ -207,12 +208,11 @@ class Ring(Rolling):
     "`Rolling` in a ring: nothing is allocated for the past, no address moves."
     name = 'ring'
     precisions = (torch.float32, torch.bfloat16)
-    holds = ('taken', 'pending')
+    holds = ('taken', 'pending', 'last')
 
     def __init__(self, model, dtype=None, ahead=0):
         if type(model) is not DiT or model.cfg.chunk > 1:
-            raise ValueError('a ring serves the plain DiT, one frame at a time; '
-                             'take engine "rolling"')
+            raise ValueError('a ring serves a plain DiT, frame by frame; take engine "rolling"')
         super().__init__(model, dtype, ahead)
         self.like = self.fast.patch_in.weight       # precision and device of what passes take
         self.cache = RingCache(model.cfg, model.cfg.tokens, self.like, ahead)
@@ -302,9 +302,8 @@ class Compiled(Static):
     def __init__(self, model, dtype=None, ahead=0):
         super().__init__(model, dtype, ahead)
         self.captured = {}          # {(sampler, frames that wait, frames to make): `Capture`}
-        rest = {name: part for name, part in self.fast._modules.items() if name != 'blocks'}
         self.compiled = copy.copy(self.fast)        # with the same weights
-        self.compiled._modules = rest
+        self.compiled._modules = {n: m for n, m in self.fast._modules.items() if n != 'blocks'}
         self.compiled.blocks = [torch.compile(block, dynamic=False) for block in self.fast.blocks]
 
     def core(self, x, *args, **kwargs):
@@ -332,19 +331,20 @@ class Capture:
     def __init__(self, engine, sample, x, fresh):
         self.engine = engine
         self.sample = sample
-        self.levels = []                    # at which this sampler asks for a velocity
+        self.asked = []                     # levels and actions of the velocities it asks for
         self.replay = None
-        def velocity(x, t):
-            self.levels.append(torch.full(x.shape[:2], t))
+        def velocity(x, t, a=None):         # None: the player's action
+            self.asked.append((torch.full(x.shape[:2], t), a))
             return x
         sample(velocity, x, *fresh)
 
     def __call__(self, pending, x, a, fresh):
         finished, level, action = pending
-        both = (torch.cat([level, self.levels[0]], 1), torch.cat([action, a], 1))
+        both = (torch.cat([level, self.asked[0][0]], 1), torch.cat([action, a], 1))
         latents = [finished, x, *fresh]
         passes = [self.engine.inputs(self.engine.taken, *both)]
-        passes += [self.engine.inputs(self.engine.next, level, a) for level in self.levels[1:]]
+        passes += [self.engine.inputs(self.engine.next, level, a if other is None else other)
+                   for level, other in self.asked[1:]]
 
         if self.replay is None:
             self.latents = [z.clone() for z in latents]
@@ -357,7 +357,7 @@ class Capture:
         "The frames, from the fixed addresses alone."
         finished, noise, *fresh = self.latents
         passes = list(self.passes)
-        def velocity(x, t):
+        def velocity(x, t, a=None):
             both = torch.cat([finished, x], 1) if len(passes) == len(self.passes) else x
             return self.engine.forward(both, passes.pop(0))[:, -x.shape[1]:]
         return self.sample(velocity, noise, *fresh)

@@ -172,6 +172,7 @@ def as_played(
         steps=world.steps,
         sampler=world.sampler,
         context_noise=world.context_noise,
+        guidance=world.guidance,
         engine=world.engine.name,
         dtype=str(world.engine.dtype).removeprefix('torch.'))
 

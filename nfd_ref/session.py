@@ -81,11 +81,12 @@ class Setting:
     dtype: str = None               # 'bfloat16'
     device: str = None
     context_noise: float = None
+    guidance: float = None          # see 07f_guidance
     seed: int = 0
 
     def open(self):                 # a `World`
         "The world, ready to be reset."
-        names = ('steps', 'engine', 'device', 'context_noise')
+        names = ('steps', 'engine', 'device', 'context_noise', 'guidance')
         asked = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in asked.items() if value is not None}
         if self.dtype: given['dtype'] = getattr(torch, self.dtype)
@@ -98,7 +99,8 @@ class Setting:
             steps=world.steps,
             engine=world.engine.name,
             device=world.device.type,
-            context_noise=world.context_noise)
+            context_noise=world.context_noise,
+            guidance=world.guidance)
 
 # %% ../nbs/13b_session.ipynb #7b00000f
 @dataclass

@@ -126,21 +126,23 @@ def draft(self:Speculator,
     numbers = range(self.engine.next, self.engine.next + frames)
     def noise(kind): return torch.cat([self.noise(i, kind) for i in numbers], 1)
     fresh = [noise(FRESH_NOISE + j) for j in range(self.fresh)]
+    sample = self.sampler_for(a, self.engine.last)
+    calls = self.steps if sample is self.sample else 2 * self.steps     # pushed: asked twice
 
     waiting = self.engine.waiting
     before = self.engine.mark()
     try:
         with torch.inference_mode():
             made = self.engine.make_frame(
-                self.sample, noise(START_NOISE), a.expand(-1, frames, -1), *fresh)
+                sample, noise(START_NOISE), a.expand(-1, frames, -1), *fresh)
     except BaseException:
         self.engine.rewind(before)
         self.prepared = {}
         raise
     self.account.drafts += 1
     self.account.drafted += frames
-    self.account.calls += self.steps
-    self.account.passes += self.steps * frames + waiting
+    self.account.calls += calls
+    self.account.passes += calls * frames + waiting
     return Draft(a[0, 0].numpy(), made, before)
 
 # %% ../nbs/11_speculation.ipynb #11000016

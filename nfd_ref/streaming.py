@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 from .diffusion import SAMPLERS, add_noise, generator, time_grid
 from .engines import ENGINES, Compiled, Native, start_engine
+from .guidance import MOST_GUIDANCE, is_bare, push
 from .panels import Crew
 from .storage import (
     TokenizerInfo, WorldInfo, fingerprint, load_model, read_record)
@@ -59,7 +60,8 @@ class World:
         device=None,            # None: CUDA where there is one
         engine=None,            # a name in `ENGINES`; None: the fastest, see `start_engine`
         dtype=None,             # torch.bfloat16: passes and decoding in half precision
-        ahead=0                 # frames that `engine.rewind` can undo
+        ahead=0,                # frames that `engine.rewind` can undo
+        guidance=0.             # how hard a key leads away from a bare wall, see `push`
     ):
         device = _device(device, engine)
         if 1 < model.cfg.chunk == model.cfg.window:
@@ -69,6 +71,8 @@ class World:
             raise ValueError(f'no sampler "{sampler}"; there are {", ".join(SAMPLERS)}')
         if not 0 <= context_noise < 1:
             raise ValueError(f'context_noise is a level in [0, 1), not {context_noise}')
+        if not 0 <= guidance <= MOST_GUIDANCE:
+            raise ValueError(f'guidance is between 0 and {MOST_GUIDANCE:g}, not {guidance}')
 
         self.model = model.to(device).eval()
         self.tok = tok.to(device).eval()
@@ -81,6 +85,9 @@ class World:
         self.sampler = sampler
         self.grid = time_grid(steps, shift)
         self.sample, self.fresh = bind_sampler(sampler, self.grid)
+        self.guidance = guidance
+        self.rest = torch.from_numpy(space.rest)
+        self.pushed = push(self.sample, guidance, self.rest)
         self.engine = start_engine(self.model, engine, dtype, ahead)
         self.ready = False      # until the first `reset`
         self.process = os.getpid()
@@ -221,6 +228,7 @@ def _remember(self:World, latents, actions):
     level = torch.full((1, f), self.context_noise)
     eps = torch.cat([self.noise(i, CONTEXT_NOISE) for i in range(first, first + f)], 1)
     self.engine.remember(add_noise(latents, eps, level.to(self.device)), level, actions)
+    self.engine.last = latents[:, -1:]
 
 def single():
     "A process that was forked has none of its parent's threads, and PyTorch would wait for them."
@@ -313,7 +321,17 @@ def _make(self:World,
         return torch.cat([self.noise(first + i, kind) for i in range(self.chunk)], 1)
     fresh = [noise(FRESH_NOISE + j) for j in range(self.fresh)]
     with torch.inference_mode():
-        return self.engine.make_frame(self.sample, noise(START_NOISE), actions, *fresh)
+        sample = self.sampler_for(actions, self.engine.last)
+        return self.engine.make_frame(sample, noise(START_NOISE), actions, *fresh)
+
+@patch
+def sampler_for(self:World, actions, last):
+    "What makes frames of actions [b, f, k] behind the latents `last`: pushed, where it must be."
+    if not self.guidance: return self.sample
+    lost = is_bare(last).cpu() & (actions != self.rest).flatten(1).any(1)
+    if not lost.any(): return self.sample
+    if lost.all(): return self.pushed
+    return push(self.sample, self.guidance * lost.view(-1, 1, 1, 1, 1), self.rest)
 
 @patch
 @undivided

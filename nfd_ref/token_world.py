@@ -101,7 +101,8 @@ class TokenEngine:
 # %% ../nbs/12c_token_world.ipynb #b38e05dd
 class TokenWorld:
     "A token transformer, ready to play: `reset`, `append` and `step`, as a `World` has them."
-    context_noise = None        # the past is looked at as it is
+    context_noise = None        # the past is looked at as it is,
+    guidance = None             # and nothing is pushed
     chunk = 1                   # frames that are made at a time
 
     def __init__(self,
@@ -300,7 +301,8 @@ def load(cls:TokenWorld,
     if space.sizes != model.cfg.actions:
         raise ValueError(f'{folder}: the action space has {space.sizes} choices, '
                          f'the network {model.cfg.actions}')
-    unknown = overrides.keys() & {'steps', 'sampler', 'shift', 'context_noise', 'engine', 'dtype'}
+    unknown = overrides.keys() & {
+        'steps', 'sampler', 'shift', 'context_noise', 'guidance', 'engine', 'dtype'}
     if unknown:
         raise ValueError(f'{folder}: {", ".join(sorted(unknown))} belong to a diffusion world; '
                          'this one has an order, a temperature and a top_p')
