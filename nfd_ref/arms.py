@@ -21,12 +21,12 @@ from .diffusion import add_noise, generator
 from .doom import load_branches
 from .judge import IDMConfig, InverseDynamics, action_scores, follow, watch
 from .files import append_line, read_log, trim_log
+from .guidance import is_flat
 from .measures import frechet_distance, interval, normal_range, play_all, texture_distance
 from .storage import (
     JudgeInfo, TokenizerInfo, WorldInfo, fingerprint, load_into, load_model, load_tensors,
     provenance, read_record, save_model, save_tensors, write_record)
 from .streaming import World, rollout, tokenizer_of
-from .stuck import is_flat
 from .tokenizer import Tokenizer, TokenizerConfig, psnr
 from .trajectories import Calls, start_of, trajectories, velocity_of
 from .transformer import DiT, DiTConfig

@@ -21,7 +21,7 @@ def cmd_evaluate(
     name:str=None,                      # of the world there (its folder)
     i3d:Path=None,                      # i3d_torchscript.pt of StyleGAN-V, if you have it: adds FVD
     vgg:Path=None,                      # vgg16.pt of StyleGAN3, if you have it: adds LPIPS
-    guidance:float=None,                # push away from standing still: see 07f_guidance (none)
+    guidance:float=None,                # push out of walls: see 07f_guidance (0)
 ):
     """Measure a world: quality, distance, actions, counterfactuals, drift, walls, memory.
     Held-out video and the simulator judge. Writes the numbers as JSON and a page of plots and film

@@ -10,7 +10,7 @@ from nfd_ref.command import MANY, SEEDS, STUDENT, VIDEO, WORLD, Wanted
 from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
-GUIDANCE = 1.                           # of a played world: it stays out of walls, 07f_guidance
+GUIDANCE = 1.                           # where a person plays, see 07f_guidance
 
 @command('world')
 def cmd_play(
@@ -31,7 +31,7 @@ def cmd_play(
     gif:Path=None,              # GIF to write as well
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
     speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
-    guidance:float=None,        # push away from standing still, see 07f_guidance (1; 0: none)
+    guidance:float=None,        # push out of walls: 07f_guidance (1 when you play, else 0)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys.
@@ -49,7 +49,8 @@ def cmd_play(
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
     kind = world_class(world)
-    if kind is World: settings['guidance'] = GUIDANCE if guidance is None else guidance
+    if guidance is None and kind is World and (keys or browser): guidance = GUIDANCE
+    settings |= chosen(guidance=guidance)
     if speculate:
         if keys or browser: raise ValueError('--speculate goes with a trace, so far')
         game = Speculator.load(world, **settings, speculate=draft_size(speculate))

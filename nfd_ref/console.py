@@ -255,7 +255,8 @@ def change(self:Console, name, value):
                           context_noise=None)
     elif name == 'start': setting = replace(setting, start=self.starts[value])
     elif name in ('steps', 'seed'): setting = replace(setting, **{name: int(value)})
-    elif name in ('engine', 'context_noise', 'guidance'): setting = replace(setting, **{name: value})
+    elif name in ('engine', 'context_noise', 'guidance'):
+        setting = replace(setting, **{name: value})
     else: raise ValueError(f'nothing is called "{name}" here')
 
     if name not in ('start', 'seed'): world = setting.open()

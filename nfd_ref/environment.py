@@ -183,7 +183,6 @@ def remember(self:WorldVectorEnv, latents, actions):
         for i in range(first, first + f)], 1)
     noised = add_noise(latents, eps, level.to(latents.device))
     self.engine.remember(noised, level, actions)
-    self.engine.last = latents[:, -1:]
 
 # %% ../nbs/13g_environment.ipynb #7d000018
 @patch
@@ -196,7 +195,7 @@ def _step(self:WorldVectorEnv, taken):
     "One frame for each episode, under actions [b, 1, k]: all of it or nothing."
     with torch.inference_mode():
         fresh = [self.noise(FRESH_NOISE + j) for j in range(self.world.fresh)]
-        sample = self.world.sampler_for(taken, self.engine.last)
+        sample = self.world.sampler_for(taken, self.frames)
         latents = self.engine.make_frame(sample, self.noise(START_NOISE), taken, *fresh)
         self.remember(latents, taken)
         self.frames = self.world.tok.decode(latents[:, 0]).cpu().numpy()

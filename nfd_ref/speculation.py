@@ -126,7 +126,7 @@ def draft(self:Speculator,
     numbers = range(self.engine.next, self.engine.next + frames)
     def noise(kind): return torch.cat([self.noise(i, kind) for i in numbers], 1)
     fresh = [noise(FRESH_NOISE + j) for j in range(self.fresh)]
-    sample = self.sampler_for(a, self.engine.last)
+    sample = self.sampler_for(a)
     calls = self.steps if sample is self.sample else 2 * self.steps     # pushed: asked twice
 
     waiting = self.engine.waiting

@@ -58,6 +58,7 @@ def read_json(path):
         raise ValueError(f'{path}: not readable as JSON ({e})') from None
 
 # ---- records: JSON files that several places read or write, each declared once
+PAIR = tuple[int, int]
 
 def from_json(
     cls,            # a dataclass
@@ -91,6 +92,7 @@ def fits(value, declared):
     if value is None: return declared.default is None
     if declared.type is float: return is_number(value)
     if declared.type is int: return isinstance(value, int) and not isinstance(value, bool)
+    if declared.type == PAIR: return isinstance(value, tuple) and [*map(type, value)] == [int, int]
     if declared.type is tuple and isinstance(value, tuple):
         like = {type(item) for item in declared.default or ()} if has_default(declared) else set()
         return len(like) != 1 or {type(item) for item in value} <= like
@@ -104,7 +106,7 @@ def has_default(declared): return declared.default is not MISSING
 def wanted(declared):
     "The type of a field, in words."
     words = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false',
-             dict: 'an object', tuple: 'a list'}
+             dict: 'an object', tuple: 'a list', PAIR: 'two whole numbers'}
     text = words.get(declared.type, str(declared.type))
     if declared.type is tuple and has_default(declared) and declared.default:
         text += f' such as {list(declared.default)}'
@@ -202,7 +204,7 @@ class WorldInfo(ModelInfo):
     kind: str = 'world'
     action_space: dict              # fields of `ActionSpace`
     fps: float                      # frames per second it was trained at
-    size: tuple                     # (height, width) of a frame in pixels
+    size: PAIR                      # (height, width) of a frame in pixels
     length: int = None              # frames of a training clip
     levels: dict = None             # fields of `NoiseLevels`
     mistakes: float = 0.            # share of context frames that were the model's own guesses
@@ -226,7 +228,7 @@ class TokensInfo(ModelInfo):
     kind: str = 'tokens'
     action_space: dict              # fields of `ActionSpace`
     fps: float                      # frames per second it was trained at
-    size: tuple                     # (height, width) of a frame in pixels
+    size: PAIR                      # (height, width) of a frame in pixels
     length: int                     # frames of a training clip
     order: str                      # in which a frame's codes were learned
     codes: str                      # fingerprint of the weights of its tokenizer

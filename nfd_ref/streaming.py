@@ -18,10 +18,9 @@ import torch
 from fastcore.basics import patch
 from .diffusion import SAMPLERS, add_noise, generator, time_grid
 from .engines import ENGINES, Compiled, Native, start_engine
-from .guidance import MOST_GUIDANCE, is_bare, push
+from .guidance import MOST_GUIDANCE, is_flat, push
 from .panels import Crew
-from .storage import (
-    TokenizerInfo, WorldInfo, fingerprint, load_model, read_record)
+from .storage import TokenizerInfo, WorldInfo, fingerprint, load_model, read_record
 from .tokenizer import Tokenizer, TokenizerConfig
 from .transformer import DiT, DiTConfig
 from .video import ActionSpace
@@ -90,6 +89,7 @@ class World:
         self.pushed = push(self.sample, guidance, self.rest)
         self.engine = start_engine(self.model, engine, dtype, ahead)
         self.ready = False      # until the first `reset`
+        self.seen = None, None  # latents and the frame that they were decoded to
         self.process = os.getpid()
         self._start_decoder(dtype)
 
@@ -228,7 +228,7 @@ def _remember(self:World, latents, actions):
     level = torch.full((1, f), self.context_noise)
     eps = torch.cat([self.noise(i, CONTEXT_NOISE) for i in range(first, first + f)], 1)
     self.engine.remember(add_noise(latents, eps, level.to(self.device)), level, actions)
-    self.engine.last = latents[:, -1:]
+    self.engine.last = latents if f == 1 else latents[:, -1:]
 
 def single():
     "A process that was forked has none of its parent's threads, and PyTorch would wait for them."
@@ -321,14 +321,21 @@ def _make(self:World,
         return torch.cat([self.noise(first + i, kind) for i in range(self.chunk)], 1)
     fresh = [noise(FRESH_NOISE + j) for j in range(self.fresh)]
     with torch.inference_mode():
-        sample = self.sampler_for(actions, self.engine.last)
+        sample = self.sampler_for(actions)
         return self.engine.make_frame(sample, noise(START_NOISE), actions, *fresh)
 
 @patch
-def sampler_for(self:World, actions, last):
-    "What makes frames of actions [b, f, k] behind the latents `last`: pushed, where it must be."
+def newest(self:World):
+    "The newest frame of the past, uint8 [h, w, 3]."
+    latents, frame = self.seen
+    return frame if latents is self.engine.last else self.decode(self.engine.last)
+
+@patch
+def sampler_for(self:World, actions, frames=None):
+    "What makes frames of actions [b, f, k] behind these, uint8 [b, h, w, 3] (None: the newest)."
     if not self.guidance: return self.sample
-    lost = is_bare(last).cpu() & (actions != self.rest).flatten(1).any(1)
+    if frames is None: frames = self.newest()[None]
+    lost = torch.from_numpy(is_flat(frames)) & (actions != self.rest).flatten(1).any(1)
     if not lost.any(): return self.sample
     if lost.all(): return self.pushed
     return push(self.sample, self.guidance * lost.view(-1, 1, 1, 1, 1), self.rest)
@@ -373,7 +380,10 @@ def step(self:World,
     action              # choice number, name, {field: name} or int [k]
 ):                      # uint8 [h, w, 3]
     "The next frame, given what the player does."
-    return self.decode(self.step_latent(action))
+    latents = self.step_latent(action)
+    frame = self.decode(latents)
+    self.seen = latents, frame
+    return frame
 
 # %% ../nbs/06_streaming.ipynb #04b0c323
 def rollout(
@@ -415,6 +425,9 @@ def stream(self:World,
 ):                          # yields uint8 [h, w, 3]
     """Like `step` for each action, but a frame is decoded while the next one is made, and given
     out later by up to one frame. Whether that is faster depends on the machine: see 08_speed."""
+    if self.guidance:           # the next frame waits for the picture
+        yield from map(self.step, actions)
+        return
     cuda = self.device.type == 'cuda'
     side = torch.cuda.Stream(self.device) if cuda else None
     def decode(latents, made):

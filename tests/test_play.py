@@ -71,6 +71,13 @@ def test_the_command_keeps_the_film_and_says_where_it_stopped(tmp_path):
     assert out.startswith(f'{count} frames at ')
     assert f'stopped after frame {count} of 100000' in err
 
+def test_a_push_is_played_and_said(tmp_path, capsys):
+    words = ['play', '--frames', '2', '--out', str(tmp_path/'a.mp4'), '--guidance']
+    assert cli.main([*words, '1.5']) == 0
+    assert 'steps, guidance 1.5, engine' in capsys.readouterr().out
+    assert cli.main([*words, '21']) == 2
+    assert 'guidance is between 0 and 20, not 21' in capsys.readouterr().err
+
 def test_memory_does_not_grow_with_the_frames(tmp_path):
     def most(frames):
         tracemalloc.start()

@@ -14,7 +14,7 @@ from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
     DatasetInfo, JudgeInfo, Report, TokenizerInfo, WorldInfo, fingerprint, from_json, load_into,
     load_model, load_tensors, lock, provenance, read_json, read_record, save_model, save_tensors,
-    unlock, write_aside, write_json, write_record)
+    shipped, unlock, write_aside, write_json, write_record)
 from nfd_ref.tokenizer import TokenizerConfig
 from nfd_ref.transformer import DiTConfig
 
@@ -246,6 +246,12 @@ def test_one_flipped_bit_is_noticed(tmp_path):
 def test_fields_have_types(cls, values, says):
     with pytest.raises(ValueError, match=f'x.json: not a valid {cls.__name__}: {says}'):
         from_json(cls, values, 'x.json')
+
+@pytest.mark.parametrize('size', (['48', '80'], [48], [48, 80, 3], [48., 80], [True, 80], 48))
+def test_the_size_of_a_frame_is_two_whole_numbers(size):
+    values = read_json(shipped('world')/'world.json') | dict(size=size)
+    with pytest.raises(ValueError, match='size is two whole numbers'):
+        from_json(WorldInfo, values, 'x.json')
 
 def test_a_number_may_be_whole():
     assert from_json(TrainConfig, dict(lr=1), 'x.json').lr == 1
