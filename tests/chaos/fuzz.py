@@ -230,7 +230,8 @@ def try_command(rng, kit, folder):
         os.chdir(ROOT)
     text = said.getvalue()
     if code not in (0, 2, 130): return line, f'exit code {code}'
-    if 'Traceback' in text or 'nfd-ref --debug' in text or '\x1b[31m' in text: return line, text[-300:]
+    if any(sign in text for sign in ('Traceback', 'nfd-ref --debug', '\x1b[31m')):
+        return line, text[-300:]
     if tidy(folder): return line, f'left {tidy(folder)}'
     return line, None
 
