@@ -196,9 +196,7 @@ static inline void layer_norm(const float *x, const float *modulation, num *y) {
 
 # %% ../nbs/06d_kernel.ipynb #be5bb9bb
 TURN = r'''
-// where `pack_weight` puts the weight of an output and an input:
-//     [out / WIDTH][in / TAKEN][out % WIDTH][in % TAKEN]
-// TAKEN: inputs that one instruction takes together, 1 in float32, 2 in bfloat16 (`num`)
+// as `pack_weight` has it: [out / WIDTH][in / TAKEN][out % WIDTH][in % TAKEN]
 static inline int packed(int output, int input, int inputs) {
     int panel = output / WIDTH * WIDTH * inputs;
     int step = input / TAKEN * WIDTH * TAKEN;
