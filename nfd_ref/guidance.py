@@ -9,7 +9,7 @@ __all__ = ['MOST_GUIDANCE', 'FLAT', 'push', 'is_flat']
 MOST_GUIDANCE = 20.
 
 def push(
-    sample,             # a sampler, (velocity, x, *fresh) -> x
+    sample,             # a sampler, (velocity, x, *fresh) -> x, see `bind_sampler`
     guidance,           # g >= 0, or one for each of a batch [b, 1, 1, 1, 1]
     away                # an action [k]
 ):                      # a sampler that asks twice
