@@ -307,7 +307,7 @@ class Kernel:
         model,                  # `DiT` in float32 on the CPU
         dtype=torch.float32,    # what is multiplied; torch.bfloat16: weights, keys, values, rows
         width=WIDTH,            # numbers in a register: 16, 8
-        ahead=0                 # slots of the ring beyond the window and the frame being made
+        ahead=0                 # slots of the ring beyond window + 1
     ):
         require_fit(model, dtype)
         self.cfg = model.cfg
