@@ -338,7 +338,7 @@ def sampler_for(self:World, actions, frames=None):
     lost = torch.from_numpy(is_flat(frames)) & (actions != self.rest).flatten(1).any(1)
     if not lost.any(): return self.sample
     if lost.all(): return self.pushed
-    return push(self.sample, self.guidance * lost.view(-1, 1, 1, 1, 1), self.rest)
+    return push(self.sample, self.guidance * lost.view(-1, 1, 1, 1, 1).to(self.device), self.rest)
 
 @patch
 @undivided
