@@ -132,9 +132,9 @@ def upright(
     frame           # `av.VideoFrame`: it may say how to turn it, as films of telephones do
 ):                  # [h, w, 3] or [w, h, 3]
     "A picture as a player shows it."
-    sides = [side for side in frame.side_data if side.type.name == 'DISPLAYMATRIX']
-    if not sides: return picture
-    across, down = np.frombuffer(sides[0], np.int32)[:6].reshape(2, 3)[:, :2]   # of x, of y
+    matrix = frame.side_data.get('DISPLAYMATRIX')
+    if matrix is None: return picture
+    across, down = np.frombuffer(matrix, np.int32)[:6].reshape(2, 3)[:, :2]   # of x, of y
     if across[0] == 0 == down[1]:               # lying on its side
         picture = picture.swapaxes(0, 1)
         across, down = down, across
