@@ -29,6 +29,8 @@ def cmd_record(
     size:Annotated[str, dict(metavar='WxH')]='80x48',   # width and height in pixels
     crf:int=20,                     # H.264 quality, smaller is better
     seed:int=0,                     # the same seed gives the same frames
+    tours:float=0.,                 # share of the player's choices that come back to a view
+    flattest:float=1.,              # share of bare frames an episode may have (else: another one)
     workers:int=None,               # processes (one per core)
 ):
     """Record ViZDoom into a folder of video.
@@ -41,7 +43,8 @@ def cmd_record(
     within(0, 51, crf=crf)
     within(0, SEEDS, seed=seed)
     within(1, 1024, workers=workers)
-    recorder = Recorder(scenario, height, width, length, crf=crf)
+    within(0, 1, tours=tours, flattest=flattest)
+    recorder = Recorder(scenario, height, width, length, crf=crf, tours=tours, flattest=flattest)
     videos = record(out, recorder, episodes, test, seed, workers)
     print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
 

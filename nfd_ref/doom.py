@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOOM9', 'BUTTONS', 'CLUTTER', 'WIDE', 'TALL', 'WALL', 'RETREAT', 'AWAY', 'Recorder', 'scenario_file', 'drawn_at',
-           'doom_game', 'observe', 'sticky_policy', 'play_doom', 'recorder_of', 'load_branches', 'Replay',
-           'record_branches', 'record']
+           'doom_game', 'observe', 'tour', 'sticky_policy', 'play_doom', 'play_shown', 'recorder_of', 'load_branches',
+           'Replay', 'record_branches', 'record']
 
 # %% ../nbs/00b_doom.ipynb #fb440b25
 import json
@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .guidance import is_flat
 from .storage import DatasetInfo, read_record, sweep, write_aside, write_record
 from .video import NULL, ActionSpace, Clip, VideoFolder, import_clips, save_episode
 
@@ -60,6 +61,8 @@ class Recorder:
     fps: int = 20                   # stamped on the video (the game runs at 17.5 with skip 2)
     crf: int = 20                   # H.264 quality
     no_monsters: bool = True
+    tours: float = 0.               # share of the player's choices that are a `tour`
+    flattest: float = 1.            # share of bare frames that an episode may have
 
 # %% ../nbs/00b_doom.ipynb #e7b9b058
 def scenario_file(
@@ -163,10 +166,30 @@ WALL = 12               # a distance below this is a wall ahead; 255 is the far 
 RETREAT = 2, 5, 6       # back, turn left, turn right: these may go on at a wall
 AWAY = np.array([.3, 0, 2, 1, 1, 3, 3, 0, 0])   # how much likelier each action is at a wall
 
+# %% ../nbs/00b_doom.ipynb #54f3d5ec
+def tour(rng):          # numpy Generator
+    "Generator of actions that come back to a view, or leave a wall; returns the last distance."
+    walk, back, *turns = 1, 2, 5, 6
+    one, other = map(int, rng.permutation(turns))
+    frames, rest = int(rng.integers(5, 31)), int(rng.integers(0, 7))
+    plans = dict(
+        look=[one] * frames + [0] * rest + [other] * frames,
+        around=[one] * 60 + [0] * rest,
+        step=[walk] * frames + [0] * rest + [back] * frames,
+        wall=[walk] * rest + [one] * frames + [walk] * frames)
+    kind = rng.choice([*plans])
+    distance = 255.
+    for _ in range(40 if kind == 'wall' else 0):        # up to the wall
+        if distance >= WALL: distance = yield walk
+    for action in plans[kind]: distance = yield action
+    return distance
+
+# %% ../nbs/00b_doom.ipynb #54f3d5ed
 def sticky_policy(
     rng,                # numpy Generator
     median=9,           # frames an action is held, median of a log-normal
-    odds=(.05, .29, .07, .08, .08, .10, .10, .115, .115)  # of the nine actions in the open
+    odds=(.05, .29, .07, .08, .08, .10, .10, .115, .115),   # of the nine actions in the open
+    tours=0.            # share of the choices that are a tour, see `tour`
 ):                      # generator of DOOM9 actions
     "Holds actions as people hold keys; send it the free distance, and it turns away from walls."
     odds = np.array(odds) / sum(odds)
@@ -177,6 +200,7 @@ def sticky_policy(
     left = 0            # frames it will still be held
     distance = 255.
     while True:
+        if left <= 0 and tours and rng.random() < tours: distance = yield from tour(rng)
         blocked = distance < WALL
         if left <= 0 or (blocked and action not in RETREAT and rng.random() < .5):
             action = int(rng.choice(len(odds), p=away if blocked else odds))
@@ -194,7 +218,7 @@ def play_doom(
     "One episode, up to `rec.length` frames, or until the game ends it."
     game.set_seed(seed)
     game.new_episode()
-    policy = sticky_policy(np.random.default_rng(seed))
+    policy = sticky_policy(np.random.default_rng(seed), tours=rec.tours)
     next(policy)        # a generator waits at its first yield; that action is not played
     length = rec.length if actions is None else len(actions) + 1
 
@@ -213,6 +237,18 @@ def play_doom(
         taken.append(action)
     return Clip(np.stack(frames), np.array(taken)[:, None], DOOM9, rec.fps, np.stack(poses))
 
+# %% ../nbs/00b_doom.ipynb #00ee7d4d
+def play_shown(
+    game,           # from `doom_game`
+    rec,            # a `Recorder`
+    seed,           # of the episode
+):                  # a `Clip`
+    "The first of nine episodes with no more bare frames than the recorder allows, or the last."
+    for i in range(9):
+        clip = play_doom(game, rec, seed + 100_000 * i)
+        if is_flat(clip.frames).mean() <= rec.flattest: return clip
+    return clip
+
 # %% ../nbs/00b_doom.ipynb #2c207265
 def recorder_of(
     videos          # `VideoFolder`
@@ -223,7 +259,10 @@ def recorder_of(
         raise ValueError(f'{videos.folder}: not recorded from ViZDoom by this package, '
                          'so its states cannot be reached again')
     own = {field.name for field in fields(Recorder)}
-    return Recorder(**{key: value for key, value in made.items() if key in own}), made['seed']
+    rec = Recorder(**{key: value for key, value in made.items() if key in own})
+    if rec.flattest < 1:
+        raise ValueError(f'{videos.folder}: its episodes were chosen, not to be reached again')
+    return rec, made['seed']
 
 def _episode_seed(seed, number): return seed * 1_000_000 + number
 
@@ -297,10 +336,9 @@ def _branches_at(
 
 def _end_to_end(clips):
     "Clips of one kind as one clip."
-    first = clips[0]
-    return Clip(np.concatenate([clip.frames for clip in clips]),
-                np.concatenate([clip.actions for clip in clips]), first.space, first.fps,
-                np.concatenate([clip.pose for clip in clips]))
+    frames, actions, pose = (np.concatenate([getattr(clip, name) for clip in clips])
+                             for name in ('frames', 'actions', 'pose'))
+    return Clip(frames, actions, clips[0].space, clips[0].fps, pose)
 
 # %% ../nbs/00b_doom.ipynb #7cb6236e
 def _moments(replay, rng, prompts, depth, turn):
@@ -349,7 +387,7 @@ def _record_one(folder, name, rec, seed):
         if 'game' not in _game:
             _game['game'] = doom_game(rec)
             Finalize(None, _game['game'].close, exitpriority=1)     # when the worker ends
-        save_episode(folder, name, play_doom(_game['game'], rec, seed), crf=rec.crf)
+        save_episode(folder, name, play_shown(_game['game'], rec, seed), crf=rec.crf)
 
 def _start_worker(parent):
     "Ctrl-C is the parent's business; and when the parent has ended, so does its worker."

@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nfd_ref.doom import Recorder, doom_game, drawn_at, observe, play_doom, record, recorder_of
+from nfd_ref.guidance import is_flat
 from nfd_ref.video import VideoFolder
 from test_video import ROOT, SHIPPED
 
@@ -52,6 +54,17 @@ def test_workers_change_nothing(tmp_path):
     assert record(tmp_path/'1', SHORT, **PLAN).hash() == sets[0].hash()
     other = record(tmp_path/'other', SHORT, **(PLAN | dict(seed=4)))
     assert other.hash() != sets[0].hash()
+
+@pytest.mark.slow
+def test_bare_episodes_are_played_again(tmp_path):
+    pytest.importorskip('vizdoom')
+    as_it_comes = record(tmp_path/'all', SHORT, episodes=6, test=1, seed=2)
+    chosen = record(tmp_path/'chosen', replace(SHORT, tours=.2, flattest=.25), episodes=6, test=1,
+                    seed=2)
+    def bare(videos): return [is_flat(clip.frames).mean() for clip in map(videos.clip, range(6))]
+    assert max(bare(as_it_comes)) > .25 >= max(bare(chosen))
+    assert recorder_of(as_it_comes) == (SHORT, 2)
+    with pytest.raises(ValueError, match='chosen, not to be reached again'): recorder_of(chosen)
 
 @pytest.mark.slow
 def test_killed_recording_goes_on(tmp_path):

@@ -24,7 +24,7 @@ ROOMS = {
     'diffusion': [],
     'mp4': ['storage'],
     'video': ['mp4'],
-    'doom': ['video'],
+    'doom': ['video', 'guidance'],
     'vpt': ['video'],
     'recordings': ['vpt'],
     'tokenizer': ['video'],
