@@ -61,7 +61,7 @@ PLANS = dict(
         world=DiTConfig(d=64, layers=2, heads=1, window=4),
         tokens=TokensConfig(d=64, layers=3, heads=1, window=4),
         length=4,
-        protocol=Protocol(clips=3, states=1, depths=(1, 2), traces=1, long=20, gaps=()),
+        protocol=Protocol(clips=2, states=1, depths=(1,), traces=1, long=12, gaps=()),
         chosen_on=1,
         raced=1),
     cpu=plan_of(            # minutes of one core, and more of them to measure: a pilot
