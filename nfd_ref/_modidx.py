@@ -983,6 +983,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nfd_ref.training.SpoiltClips': ('training.html#spoiltclips', 'nfd_ref/training.py'),
                                   'nfd_ref.training.SpoiltClips.__call__': ('training.html#spoiltclips.__call__', 'nfd_ref/training.py'),
                                   'nfd_ref.training.SpoiltClips.__init__': ('training.html#spoiltclips.__init__', 'nfd_ref/training.py'),
+                                  'nfd_ref.training.Stage': ('training.html#stage', 'nfd_ref/training.py'),
                                   'nfd_ref.training.action_shuffle': ('training.html#action_shuffle', 'nfd_ref/training.py'),
                                   'nfd_ref.training.begin_with': ('training.html#begin_with', 'nfd_ref/training.py'),
                                   'nfd_ref.training.encode_videos': ('training.html#encode_videos', 'nfd_ref/training.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOKENIZER_RECIPE', 'WORLD_RECIPE', 'ON_GPU', 'RECIPES', 'weights_hash', 'encode_videos', 'require_length',
            'LatentClips', 'latent_clips', 'loss_by_level', 'SpoiltClips', 'own_mistakes', 'world_loss',
-           'action_shuffle', 'Recipe', 'load_frames', 'train_tokenizer', 'shape_for', 'save_world', 'held_out_log',
-           'begin_with', 'train_world']
+           'action_shuffle', 'Stage', 'Recipe', 'load_frames', 'train_tokenizer', 'shape_for', 'save_world',
+           'held_out_log', 'begin_with', 'train_world']
 
 # %% ../nbs/05_training.ipynb #7c4c5a50
 import hashlib
@@ -224,44 +224,72 @@ TOKENIZER_RECIPE = TrainConfig(steps=3000, batch=32, lr=1.5e-3, weight_decay=0.,
 WORLD_RECIPE = TrainConfig(steps=3400, batch=16, lr=1.5e-3)
 ON_GPU = replace(WORLD_RECIPE, batch=40, bf16=True, compile=True)
 
+# %% ../nbs/05_training.ipynb #2fc6d9b9
+@dataclass
+class Stage:
+    "A recording, and a training of the world on it."
+    episodes: int               # recorded, of up to 600 frames
+    test: int                   # of these, held out
+    train: TrainConfig
+    seed: int = 1               # of the recording
+    tours: float = 0.           # share of the player's choices that come back to a view
+    flattest: float = 1.        # share of bare frames an episode may have (else: another one)
+    mistakes: float = 0.        # share of the context frames that become the world's own guesses
+
 # %% ../nbs/05_training.ipynb #2fc6d9ba
 @dataclass
 class Recipe:
-    "A whole build: what is recorded and how long both parts are trained."
-    episodes: int               # recorded, of up to 600 frames
-    test: int                   # of these, held out
-    tokenizer: TrainConfig
-    world: TrainConfig
+    "A whole build: how the tokenizer is trained, and the stages of the world."
+    tokenizer: TrainConfig      # on the first recording
+    stages: tuple               # of `Stage`; each goes on from the world of the one before
     preset: str = 'small'       # of the world, in `DITS`
     length: int = 24            # frames of a training clip
     levels: NoiseLevels = field(default_factory=NoiseLevels)
-    finish: TrainConfig = None  # of a second training, behind the world's own mistakes
-    mistakes: float = .5        # share of them, there
-    seed: int = 1               # of the recording
+    clips: int = 64             # held-out clips that the world is measured on
 
 # %% ../nbs/05_training.ipynb #168d6fc3
 RECIPES = dict(
     cpu=Recipe(                 # what the first shipped world was begun with
-        episodes=420,
-        test=20,
         tokenizer=TOKENIZER_RECIPE,
-        world=replace(WORLD_RECIPE, compile=True)),
+        stages=(
+            Stage(
+                episodes=420,
+                test=20,
+                train=replace(WORLD_RECIPE, compile=True)),)),
     cuda=Recipe(                # what the shipped world was made with, but for its tokenizer
-        episodes=950,
-        test=20,
         tokenizer=TOKENIZER_RECIPE,
-        world=replace(ON_GPU, steps=6577, warmup=200, cooldown=.1),
+        stages=(
+            Stage(
+                episodes=950,
+                test=20,
+                train=replace(ON_GPU, steps=6577, warmup=200, cooldown=.1),
+                seed=2),
+            Stage(
+                episodes=950,
+                test=20,
+                train=replace(ON_GPU, steps=2131, lr=8e-4, warmup=50, cooldown=.8, seed=1),
+                seed=2,
+                mistakes=.5),
+            Stage(
+                episodes=1000,
+                test=20,
+                train=replace(ON_GPU, steps=3000, lr=1e-3, warmup=100, cooldown=.7, seed=2),
+                seed=4,
+                tours=.2,
+                flattest=.25,
+                mistakes=.5)),
         preset='small64',
         length=128,
-        levels=NoiseLevels(context_most=.95),
-        finish=replace(ON_GPU, steps=2131, lr=8e-4, warmup=50, cooldown=.8, seed=1),
-        seed=2),
+        levels=NoiseLevels(context_most=.95)),
     tiny=Recipe(                # a minute: shows that the path works, not what it can do
-        episodes=4,
-        test=1,
         tokenizer=replace(TOKENIZER_RECIPE, steps=20, batch=4),
-        world=replace(WORLD_RECIPE, steps=6, batch=2),
-        length=4))
+        stages=(
+            Stage(
+                episodes=4,
+                test=1,
+                train=replace(WORLD_RECIPE, steps=6, batch=2)),),
+        length=4,
+        clips=8))
 
 # %% ../nbs/05_training.ipynb #1209e731
 def load_frames(

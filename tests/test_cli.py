@@ -25,9 +25,9 @@ from nfd_ref.command import Lines
 from nfd_ref.consistency import CONSISTENCY_RECIPE
 from nfd_ref.distribution_matching import MATCHING_RECIPE
 from nfd_ref.judge import IDM_RECIPE, IDMConfig, InverseDynamics
-from nfd_ref.storage import JudgeInfo, load_model, read_record, save_model, write_json
+from nfd_ref.storage import JudgeInfo, WorldInfo, load_model, read_record, save_model, write_json
 from nfd_ref.terminal import KEYS, LEAVE
-from nfd_ref.training import TOKENIZER_RECIPE, WORLD_RECIPE
+from nfd_ref.training import RECIPES, TOKENIZER_RECIPE, WORLD_RECIPE
 from nfd_ref.trajectories import ODE_RECIPE
 from nfd_ref.video import (
     ActionSpace, VideoFolder, import_clips, read_frames, save_episode, video_info)
@@ -575,9 +575,35 @@ def test_mistakes_in_branches(tmp_path, capsys):
 
 @needs_vizdoom
 @pytest.mark.slow
-def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys):
-    build = ('build', tmp_path/'b', '--recipe', 'tiny')
-    works(capsys, *build)
-    works(capsys, 'play', tmp_path/'b'/'play', '--frames', 3, '--out', tmp_path/'o.mp4')
+def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys, monkeypatch):
+    tiny = RECIPES['tiny']
+    stage, = tiny.stages
+    behind_mistakes = replace(stage, mistakes=.5)
+    new_recording = replace(behind_mistakes, seed=2, tours=.2, flattest=.9)
+    stages = stage, behind_mistakes, new_recording
+    monkeypatch.setitem(RECIPES, 'tiny', replace(tiny, stages=stages))
+    out = tmp_path/'b'
+    build = ('build', out, '--recipe', 'tiny')
+    def stop(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr('nfd_ref.release.release', stop)
+        code, _, _ = run(capsys, *build)
+    assert code and not (out/'play').exists()
+
+    one, two, three = (read_record(out/f'world_{i}'/'final'/'world.json', WorldInfo)
+                       for i in (1, 2, 3))
+    assert (one.init, two.init, three.init) == (None, one.weights, two.weights)
+    assert one.data == two.data != three.data
+    assert three.before == two.history()
+    made = VideoFolder(out/'video_2').info.recorder
+    assert (made['tours'], made['flattest']) == (.2, .9)
+
+    final = out/'world_3'/'final'
+    weights = (final/'world.safetensors').read_bytes()
+    shutil.rmtree(final)
+    works(capsys, *build)                   # goes on where it was stopped
+    assert (final/'world.safetensors').read_bytes() == weights
+    assert (out/'play'/'world.safetensors').read_bytes() == weights
+    works(capsys, 'play', out/'play', '--frames', 3, '--out', tmp_path/'o.mp4')
     assert video_info(tmp_path/'o.mp4')[0] == 3
     fails(capsys, tmp_path, *build, says='choose a new folder')
