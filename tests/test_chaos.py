@@ -6,8 +6,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.chaos.fuzz import fuzz
+from tests.chaos.fuzz import LOADERS, fuzz, make_kit
 from tests.chaos.kill import kill
+
+@pytest.mark.parametrize('what', LOADERS)
+def test_what_nobody_has_spoilt_opens(what, tmp_path):
+    "Else the fuzzer would be content with a refusal that has another reason."
+    LOADERS[what](make_kit(tmp_path))
 
 @pytest.mark.slow
 def test_nothing_odd_is_more_than_refused():

@@ -42,7 +42,7 @@ def make_kit(folder):
     import_clips(folder/'video', [shipped.clip(0, 0, 40), shipped.clip(1, 0, 30)], test=1)
 
     torch.manual_seed(0)
-    cfg = DiTConfig(d=32, layers=1, heads=2, rope=(4, 6, 6), window=4)
+    cfg = DiTConfig(d=32, layers=1, heads=2, rope=(4, 6, 6), latents=4, window=4)
     about = read_record(DATA/'world'/'world.json', WorldInfo)
     save_model(folder/'world', DiT(cfg), replace(about, shape=asdict(cfg)))
     small = TokenizerConfig(latents=4, width=8, mults=(1, 1, 1))

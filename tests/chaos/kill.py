@@ -41,7 +41,7 @@ JOBS = {
     'world': Job(('train', 'world', *TRAIN, '--tokenizer', 'KIT/world', '--length', '4')),
     'judge': Job(('train', 'idm', *TRAIN)),
     'student': Job(('distill', 'consistency', *TRAIN, '--teacher', 'KIT/world', '--length', '4',
-                    '--clips', '1', '--float32'))}
+                    '--clips', '1', '--float32', '--no-adversarial'))}
 
 def start(job, kit, out, more=()):
     "The command, in a group of processes of its own."
