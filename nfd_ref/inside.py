@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .attention import rope
 from .doom import BUTTONS, Replay, observe
 from .engines import ENGINES
+from .storage import DatasetInfo, read_record
 from .video import VideoFolder
 
 # %% ../nbs/13d_inside.ipynb #7c000009
@@ -217,7 +218,8 @@ class Simulator(Lens):
 
 def has_simulator(setting):
     "Is ViZDoom here, and was the video recorded with it?"
-    return bool(find_spec('vizdoom') and VideoFolder(setting.start.video).info.recorder)
+    info = read_record(os.path.join(setting.start.video, 'dataset.json'), DatasetInfo)
+    return bool(find_spec('vizdoom') and info.recorder)
 
 # %% ../nbs/13d_inside.ipynb #7c000025
 class SecondWorld(Lens):
