@@ -126,8 +126,8 @@ def growth(
     presets=('small', 'nfd_130m', 'nfd_310m', 'nfd_774m'),
     timed_frames=12
 ):                          # `GrowthRecord`
-    """What a frame's latents cost (the median) as one thing grows and the rest stays as in the
-    small preset, by the engine that `World` chooses."""
+    """What a frame's latents cost (the median) as one thing grows, by the engine that `World`
+    chooses. The rest stays as in the small preset, but for the paper's sizes: they are whole."""
     shared = Growth(device, timed_frames)
     world = shared.world()
     shared.rates = machine(world.device)
