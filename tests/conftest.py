@@ -1,5 +1,6 @@
-"""Tests run on the CPU with two threads in all, as the README promises: `pytest` one test at a time
-on both, `pytest -n 2` two at a time on one each, the long ones first so that none is left over."""
+"""Tests run on the CPU: `pytest` one at a time on two threads, `pytest -n 3` three at a time on one
+each, the long ones first so that none is left over. Three, for two cores: some only wait, for a
+browser or for a clock."""
 import os
 
 # The longest; a name that is missing here costs only time.
