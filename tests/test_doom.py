@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -130,6 +131,10 @@ def test_shipped_set_can_be_played_again():
         assert 10 * np.log10(255**2 / error) > 30
     game.close()
 
+def coded(path):
+    "The frames of a film as they are coded. (Around them stands the version of FFmpeg.)"
+    with av.open(path) as film: return [bytes(packet) for packet in film.demux()]
+
 @pytest.mark.slow
 def test_shipped_episode_is_recorded_again_to_the_byte(tmp_path):
     vizdoom = pytest.importorskip('vizdoom')
@@ -138,8 +143,9 @@ def test_shipped_episode_is_recorded_again_to_the_byte(tmp_path):
         pytest.skip('another version of ViZDoom')
     rec, seed = recorder_of(videos)
     record(tmp_path/'a', rec, episodes=2, test=1, seed=seed, workers=1)
-    for name in ('ep_00000.npz', 'ep_00001.npz', 'ep_00001.mp4'):
+    for name in ('ep_00000.npz', 'ep_00001.npz'):
         assert (tmp_path/'a'/name).read_bytes() == (SHIPPED/name).read_bytes(), name
+    assert coded(tmp_path/'a'/'ep_00001.mp4') == coded(SHIPPED/'ep_00001.mp4')
 
 WITHOUT = '''
 import sys
