@@ -27,7 +27,7 @@ import numpy as np
 from tests.chaos.fuzz import make_kit
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 600          # seconds for one run that nobody kills
+PATIENCE = 1800         # seconds for one run that nobody kills
 
 @dataclass
 class Job:
@@ -245,8 +245,9 @@ def kill(seconds, seed=0, names=tuple(JOBS)):
             out = tmp/f'{name}_{turn}'
             kills, moments, wrong = trial(JOBS[name], kit, out, truth, rng)
             count += kills
-            if wrong: findings.append(dict(job=name, turn=turn, kills=moments, wrong=wrong))
-            print(json.dumps(dict(job=name, turn=turn, kills=moments, wrong=wrong)), flush=True)
+            done = dict(job=name, turn=turn, kills=kills, moments=moments, wrong=wrong)
+            if wrong: findings.append(done)
+            print(json.dumps(done), flush=True)
             if out.is_dir(): shutil.rmtree(out)
     return count, findings
 
