@@ -111,8 +111,8 @@ class Path(Lens):
         self.session = session
         self.world = session.world
         if self.world.engine.name == 'graph':
-            raise ValueError('engine "graph" plays a recorded frame back and cannot be looked '
-                             'into; take "compiled"')
+            raise ValueError('engine "graph" replays recorded GPU work and cannot be looked into; '
+                             'take "compiled"')
         self.inner = self.world.sample
         self.world.sample = self.sample
 
