@@ -1,6 +1,7 @@
 """Files that are whole or not there, folders that one process writes, logs and arrays. Written by
 hand; the ground below `storage`."""
 
+import glob
 import json
 import os
 import re
@@ -23,9 +24,10 @@ __all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home', 'wor
 @contextmanager
 def write_aside(path):
     """A temporary name beside `path`, renamed to it when the block ends well and removed when it
-    fails: never half a file (or folder)."""
+    fails: never half a file (or folder). What a killed process had under way for it goes, too."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, f'.{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}')
     tmp = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
     try:
         yield tmp
@@ -61,9 +63,9 @@ def require_out(
     if not folder.is_dir(): raise NotADirectoryError(f'{path}: {folder} is a file, not a folder')
     with tempfile.TemporaryFile(dir=folder): pass
 
-def sweep(folder):
+def sweep(folder, pattern='.*.part*'):
     "Remove what `write_aside` had under way in a folder when its process was killed."
-    for half in Path(folder).glob('.*.part*'):
+    for half in Path(folder).glob(pattern):
         writer = re.search(r'\.(\d+)\.part', half.name)
         if writer and is_running(int(writer[1])): continue
         if half.is_dir(): shutil.rmtree(half)

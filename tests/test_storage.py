@@ -60,6 +60,17 @@ def test_write_aside_replaces_a_file_and_makes_its_folder(tmp_path):
     assert [path.name for path in (tmp_path/'new').iterdir()] == ['a.txt']
     assert (tmp_path/'new'/'a.txt').read_text() == 'second'
 
+def test_write_aside_removes_what_a_killed_process_left(tmp_path):
+    "Its own kind alone: another file's half, and that of a living process, are not its business."
+    for half in ('.a[1].999999999.part.txt', '.b.999999999.part.txt', '.a[1].999999999.part.npy',
+                 f'.a[1].{os.getppid()}.part.txt'):
+        (tmp_path/half).write_text('half')
+    (tmp_path/'.a[1].999999998.part.txt').mkdir()
+    with write_aside(tmp_path/'a[1].txt') as aside: aside.write_text('whole')
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([
+        'a[1].txt', '.b.999999999.part.txt', '.a[1].999999999.part.npy',
+        f'.a[1].{os.getppid()}.part.txt'])
+
 def test_write_aside_complains_if_nothing_was_written(tmp_path):
     with pytest.raises(FileNotFoundError):
         with write_aside(tmp_path/'a.txt'): pass

@@ -134,6 +134,11 @@ def results(out):
     return {str(path.relative_to(out.parent)).removeprefix(out.name): sha256(path.read_bytes())
             .hexdigest() for path in sorted(made(final)) if path.suffix in kinds}
 
+def left_aside(out):
+    "Halves that a killed process had under way and that nobody has removed."
+    halves = [*out.parent.glob(f'.{out.name}.*.part*'), *out.rglob('.*.part*')]
+    return [str(half.relative_to(out.parent)) for half in halves]
+
 def whole(path):
     "Can a file under its final name be read?"
     from nfd_ref.storage import load_tensors, read_json
@@ -200,6 +205,7 @@ def trial(job, kit, out, truth, rng):
             finish(start(job, kit, out, more=job.again or ()))
     except RuntimeError as problem:
         return kills, moments, f'does not go on: {problem}'
+    if left_aside(out): return kills, moments, f'left: {left_aside(out)}'
     return kills, moments, None if results(out) == truth.results else 'another result'
 
 def make_takes(folder, video):
