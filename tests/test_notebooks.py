@@ -27,7 +27,7 @@ def printed(cell):
 BRANCHES = get_context('forkserver')
 BRANCHES.set_forkserver_preload(['nbdev.test', 'matplotlib.pyplot', 'nfd_ref.cli'])
 
-def nbdev_test(notebook, log):
+def run_notebook(notebook, log):
     "`nbdev-test --flags 'cuda slow' NOTEBOOK`, what it says in a file."
     from nbdev.test import nbdev_test
     with open(log, 'w') as file:
@@ -39,7 +39,7 @@ def nbdev_test(notebook, log):
 def test_runs(notebook, tmp_path):
     "As \"Run All\" does: with the cells that want a GPU or hours, which look before they begin."
     log = tmp_path/'log'
-    process = BRANCHES.Process(target=nbdev_test, args=(notebook, log))
+    process = BRANCHES.Process(target=run_notebook, args=(notebook, log))
     process.start()
     process.join(900)
     process.kill()

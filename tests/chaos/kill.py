@@ -129,12 +129,16 @@ def made(out):
     return [path for path in (out, out.with_suffix('.mp4'), out.with_suffix('.json'))
             if path.is_file()]
 
-def results(out):
-    "{name: fingerprint} of what a command is run for: weights, video, actions."
+def results(out, timed=()):
+    "{name: fingerprint} of what a command is run for: weights, video, actions; without `timed`."
     kinds = ('.safetensors', '.mp4', '.npz')
     final = out/'final' if (out/'final').exists() else out
-    return {str(path.relative_to(out.parent)).removeprefix(out.name): sha256(path.read_bytes())
-            .hexdigest() for path in sorted(made(final)) if path.suffix in kinds}
+    found = {}
+    for path in made(final):
+        name = str(path.relative_to(out.parent)).removeprefix(out.name)
+        if path.suffix not in kinds or any(part in name for part in timed): continue
+        found[name] = sha256(path.read_bytes()).hexdigest()
+    return found
 
 def left_aside(out):
     "Halves that a killed process had under way and that nobody has removed."
@@ -208,12 +212,8 @@ def trial(job, kit, out, truth, rng):
     except RuntimeError as problem:
         return kills, moments, f'does not go on: {problem}'
     if left_aside(out): return kills, moments, f'left: {left_aside(out)}'
-
-    def same_bits(found):
-        return {name: bits for name, bits in found.items() if not any(t in name for t in job.timed)}
-
-    if same_bits(results(out)) == same_bits(truth.results): return kills, moments, None
-    return kills, moments, 'another result'
+    same = results(out, job.timed) == truth.results
+    return kills, moments, None if same else 'another result'
 
 def make_takes(folder, video):
     "The kit's episodes as films of somebody's game: a log of rows beside each."
@@ -247,7 +247,8 @@ def kill(seconds, seed=0, names=tuple(JOBS)):
             for other in JOBS[name].after: truth_of(other)
             began = time.time()
             operations = finish(start(JOBS[name], kit, tmp/name))
-            truths[name] = Truth(time.time() - began, operations, results(tmp/name))
+            took = time.time() - began
+            truths[name] = Truth(took, operations, results(tmp/name, JOBS[name].timed))
             return truths[name]
 
         until = time.time() + seconds
