@@ -2,28 +2,47 @@
 each, the long ones first so that none is left over. Three, for two cores: some only wait, for a
 browser or for a clock."""
 import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 # The longest; a name that is missing here costs only time.
 LONGEST = (
-    'test_compare_goes_from_nothing_to_a_table_and_measures_nothing_twice',
     'test_in_jupyterlab',
     'test_a_page_of_its_own',
-    'test_runs[08_speed]',
-    'test_runs[09_consistency]',
-    'test_runs[07c_evaluation]',
     'test_runs[06b_engines]',
+    'test_compare_goes_from_nothing_to_a_table_and_measures_nothing_twice',
+    'test_runs[08_speed]',
     'test_runs[07b_trials]',
+    'test_runs[09_consistency]',
+    'test_runs[05_training]',
+    'test_runs[07f_guidance]',
+    'test_runs[07e_release]',
+    'test_runs[06_streaming]',
+    'test_runs[07c_evaluation]',
+    'test_runs[13g_environment]',
     'test_runs[07_measures]',
     'test_build_goes_from_nothing_to_a_world_that_plays',
-    'test_runs[05_training]',
     'test_evaluate_measures_and_keeps_a_row',
-    'test_runs[06_streaming]')
+    'test_runs[13d_inside]')
 
 def pytest_configure(config):
     "What the workers and the notebooks' processes inherit."
     workers = config.getoption('numprocesses', None) or 1
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, 2 // workers)))
     os.environ.setdefault('GOMP_SPINCOUNT', '0')    # who waits leaves the core to the other test
+    if 'KEPT_LIBRARIES' in os.environ: return       # we are a worker
+    folder = os.environ['KEPT_LIBRARIES'] = tempfile.mkdtemp(prefix='kept_')
+    kept_compiler = Path(__file__).with_name('kept_compiler.py')
+    compiler = os.environ.get('CXX', 'c++')
+    os.environ['CXX'] = shlex.join([sys.executable, str(kept_compiler), folder]) + f' {compiler}'
+
+def pytest_unconfigure(config):
+    "What the workers shared goes with the first process, which waits for them."
+    folder = os.environ.get('KEPT_LIBRARIES')
+    if folder and not hasattr(config, 'workerinput'): shutil.rmtree(folder, ignore_errors=True)
 
 def pytest_collection_modifyitems(items):
     "Longest first, then the other slow ones."
