@@ -155,6 +155,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'nfd_ref.consistency.quotient': ('consistency.html#quotient', 'nfd_ref/consistency.py'),
                                      'nfd_ref.consistency.slow_time': ('consistency.html#slow_time', 'nfd_ref/consistency.py'),
                                      'nfd_ref.consistency.tangent': ('consistency.html#tangent', 'nfd_ref/consistency.py'),
+                                     'nfd_ref.consistency.together': ('consistency.html#together', 'nfd_ref/consistency.py'),
                                      'nfd_ref.consistency.turns_slowly': ('consistency.html#turns_slowly', 'nfd_ref/consistency.py')},
             'nfd_ref.console': { 'nfd_ref.console.Console': ('console.html#console', 'nfd_ref/console.py'),
                                  'nfd_ref.console.Console.__init__': ('console.html#console.__init__', 'nfd_ref/console.py'),

@@ -191,6 +191,8 @@ def cmd_distill_consistency(
     adversarial:bool=True,                  # without the discriminator
     solver_step:float=0.,                   # of discrete distillation, in [0, 1); 0: none
     length:int=24,                          # frames of a training clip
+    init:Path=None,                         # folder of a student to go on from
+    draft:int=1,                            # most frames that it learns to make together
     clips:int=16,                           # training clips on which the sampling is chosen
     float32:bool=False,                     # no bf16 autocast: right where the CPU has no bf16
     resume:bool=False,                      # go on from the last checkpoint of the run
@@ -205,13 +207,14 @@ def cmd_distill_consistency(
     if cfg.compile:
         raise ValueError('--compile: forward-mode derivatives are not compiled here; leave it out')
     within(1, MANY, clips=clips, length=length)
+    within(1, length, draft=draft)
     if not 0 <= solver_step < 1: raise ValueError(f'--solver-step {solver_step}: a step in [0, 1)')
     if float32: cfg = replace(cfg, bf16=False)
-    method = ConsistencyConfig(solver_step=solver_step)
+    method = ConsistencyConfig(solver_step=solver_step, draft=draft)
     if not adversarial: method = replace(method, adversarial=0.)
 
     videos = VideoFolder(data, 'train')
-    distill_consistency(out, teacher, videos, cfg, method, length, resume=resume)
+    distill_consistency(out, teacher, videos, cfg, method, length, init, resume=resume)
     sampling = choose_sampling(out/'final', videos, clips=clips)
     print(json.dumps(sampling))
     print(how_to_play(out/'final', data))

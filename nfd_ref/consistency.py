@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONSISTENCY_RECIPE', 'tangent', 'quotient', 'normalised', 'turns_slowly', 'slow_time', 'Head', 'hinge', 'Draws',
-           'ConsistencyConfig', 'Distiller', 'detached', 'open_teacher', 'keep_student', 'distill_consistency']
+           'ConsistencyConfig', 'together', 'Distiller', 'detached', 'open_teacher', 'keep_student',
+           'distill_consistency']
 
 # %% ../nbs/09_consistency.ipynb #5a0d692e
 import math
@@ -27,7 +28,7 @@ from nfd_ref.storage import (
     write_aside)
 from .streaming import tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig
-from .training import latent_clips, require_length
+from .training import begin_with, latent_clips, require_length
 from .transformer import DiT, DiTConfig, look_back, present, sinusoid
 
 # %% ../nbs/09_consistency.ipynb #c5a29ead
@@ -147,10 +148,13 @@ class Draws:
     noise: torch.Tensor
     critic_level: torch.Tensor      # to which the discriminator noises what it is shown
     critic_noise: torch.Tensor
+    draft: int = 1                  # frames that are made together
 
     def part(self, rows, device):
         "The same of some clips of the batch (a slice), on a device."
-        return Draws(**{f.name: getattr(self, f.name)[rows].to(device) for f in fields(self)})
+        whole = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'draft'}
+        some = {name: tensor[rows].to(device) for name, tensor in whole.items()}
+        return Draws(**some, draft=self.draft)
 
 # %% ../nbs/09_consistency.ipynb #3a4a57b2
 @dataclass
@@ -168,15 +172,22 @@ class ConsistencyConfig:
     adversarial: float = .5     # weight of the adversarial term; 0: none
     blocks: tuple = (2, 5, 7)   # of the teacher, after which the discriminator looks
     fast: float = 10.           # learning rate of the discriminator's heads over the student's
+    draft: int = 1              # most frames of a draft: each step draws 1, 2, 4, ... up to it
 
     def __post_init__(self):
         if isinstance(self.shape, dict): self.shape = DiTConfig(**self.shape)
         self.blocks = tuple(self.blocks)
+        if self.draft < 1: raise ValueError(f'draft={self.draft}: a draft has at least one frame')
         last = self.shape.layers - 1
         if self.adversarial and not 0 <= min(self.blocks) <= max(self.blocks) <= last:
             raise ValueError(f'blocks {self.blocks}: the teacher has blocks 0..{last}')
 
 # %% ../nbs/09_consistency.ipynb #c86a76e2
+def together(draws, draft):     # `Draws`
+    "Frames of one draft have one level, as when they are made: that of the first of them."
+    first = torch.arange(draws.level.shape[1]) // draft * draft
+    return replace(draws, level=draws.level[:, first], draft=draft)
+
 @patch
 def draw(self:ConsistencyConfig, x0, numbers):
     "The `Draws` of a batch of clean latents [b, f, c, h, w]."
@@ -187,13 +198,15 @@ def draw(self:ConsistencyConfig, x0, numbers):
     anywhere = torch.sigmoid(self.level_mean + self.level_std * normal(b, f))
     played = time_grid(self.play_steps)[:-1].float()
     of_play = played[torch.randint(self.play_steps, (b, f), generator=numbers)]
-    return Draws(
+    draws = Draws(
         context_level=uniform() * self.context_max,
         context_noise=normal(*x0.shape),
         level=torch.where(uniform() < self.play_share, of_play, anywhere),
         noise=normal(*x0.shape),
         critic_level=torch.sigmoid(-.6 + normal(b, f)),          # as SANA-Sprint's
         critic_noise=normal(*x0.shape))
+    sizes = [2**i for i in range(self.draft.bit_length())]       # 1, 2, 4, ...
+    return together(draws, sizes[torch.randint(len(sizes), (), generator=numbers)])
 
 # %% ../nbs/09_consistency.ipynb #3ad46135
 class Distiller(nn.Module):
@@ -241,12 +254,12 @@ def forward(self:Distiller,
 
     with torch.no_grad():
         teacher_past = look_back(teacher, context, draws.context_level, actions)
-        teacher_v = present(teacher, x, t, actions, teacher_past).float()
+        teacher_v = present(teacher, x, t, actions, teacher_past, draft=draws.draft).float()
     past = look_back(self.student, context, draws.context_level, actions)
-    v = present(self.student, x, t, actions, past).float()
+    v = present(self.student, x, t, actions, past, draft=draws.draft).float()
 
     with torch.no_grad():
-        g, size = self.pull(x, t, actions, teacher_v, v, past, warmup)
+        g, size = self.pull(x, t, actions, teacher_v, v, past, warmup, draws.draft)
     match = (v - v.detach() - g).pow(2).mean((-3, -2, -1))
     w = self.log_weight(t)
     loss = (w.exp() * match - w).mean()
@@ -271,10 +284,10 @@ def detached(cache):
     return held
 
 @patch
-def pull(self:Distiller, x, t, actions, teacher_v, v, past, warmup):
+def pull(self:Distiller, x, t, actions, teacher_v, v, past, warmup, draft=1):
     "Where v has to move: the normalised tangent, like x, and its size before that [b, f]."
     held = detached(past)
-    def velocity(x, t): return present(self.student, x, t, actions, held).float()
+    def velocity(x, t): return present(self.student, x, t, actions, held, draft=draft).float()
     if self.cfg.solver_step:
         g = quotient(velocity, x, t, teacher_v, self.cfg.solver_step, v)
     else:
@@ -298,7 +311,8 @@ def compete(self:Distiller, teacher, x0, made, actions, past, draws):
     "The game: the student's loss G, the heads' loss D, and the mean scores they give."
     def features(z):
         noisy = add_noise(z, draws.critic_noise, draws.critic_level)
-        return present(teacher, noisy, draws.critic_level, actions, past, self.cfg.blocks)
+        return present(teacher, noisy, draws.critic_level, actions, past, self.cfg.blocks,
+                       draws.draft)
 
     of_made = features(made)
     with torch.no_grad(): of_real = features(x0)
@@ -381,6 +395,7 @@ def distill_consistency(
     cfg=CONSISTENCY_RECIPE,
     method=ConsistencyConfig(),     # its shape is taken from the teacher
     length=24,          # frames of a training clip
+    init=None,          # folder of a student of this shape to go on from
     **kwargs            # for `fit`
 ):                      # the student, a `DiT` (averaged weights)
     """Distil a world into one that needs few steps (NFD+, arXiv 2506.01380). OUT/final is playable.
@@ -390,6 +405,7 @@ def distill_consistency(
     method = replace(method, shape=model.cfg)
     require_length([frames for _, frames in videos.episodes], length)
     about = dict(method=asdict(method), length=length, data=videos.hash(), teacher=weights)
+    if init: about['init'] = fingerprint(Path(init)/'world.safetensors')
     run = dict(kind='consistency') | about
     claim_run(out, cfg, run, kwargs.pop('resume', False))
     clips = latent_clips(tok, videos, out/'latents', length, cfg.batch, cfg.seed,
@@ -400,6 +416,7 @@ def distill_consistency(
     guide = slow_time(model.to(device)).requires_grad_(False).eval()
     distiller = Distiller(method)
     distiller.student.load_state_dict(guide.state_dict())
+    if init: begin_with(distiller.student, init)
     kept = (guide.time[0].weight != 0).any(0)                   # what was cut off stays cut off
     distiller.student.time[0].weight.register_hook(lambda grad: grad * kept.to(grad.device))
 

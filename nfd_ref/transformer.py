@@ -397,13 +397,16 @@ def look_back(
 def present_mask(
     f,                  # frames
     n,                  # tokens per frame
-    window              # frames that are seen, the own one included
+    window,             # frames that are seen, the own one included
+    draft=1             # frames that are made together
 ):                      # bool [f*n, 2*f*n], True where a token may look: context, then present
-    "Every frame as if it were the newest: it sees the context frames before it, and itself."
+    """Every frame as if it were of the newest draft: it sees the context frames before the draft,
+    and of the draft the frames up to itself. (A draft of one is the frame alone.)"""
     frame = torch.arange(f).repeat_interleave(n)
-    own = frame[:, None] == frame
-    before = frame_mask(frame, frame, window=window) & ~own
-    return torch.cat([before, own], 1)
+    made_in = frame // draft
+    together = made_in[:, None] == made_in
+    seen = frame_mask(frame, frame, window=window)
+    return torch.cat([seen & ~together, seen & together], 1)
 
 # %% ../nbs/03_transformer.ipynb #f03d83a5
 def present(
@@ -412,10 +415,11 @@ def present(
     t,                  # their noise levels [b, f]
     actions,            # int [b, f, k]
     past,               # from `look_back`, of the same clip
-    at=()               # numbers of blocks: return their outputs, a list of [b, f, n, d], instead
+    at=(),              # numbers of blocks: return their outputs, a list of [b, f, n, d], instead
+    draft=1             # frames that are made together, and see each other's noise
 ):                      # velocity [b, f, c, h, w]
-    """What the model says of `f` newest frames at once, none of which sees another's noise
-    (teacher forcing; Causal-rCM, Eq. 8)."""
+    """What the model says of `f` newest frames at once, none of which sees the noise of another
+    draft (teacher forcing; Causal-rCM, Eq. 8)."""
     f = x.shape[1]
     a = model.action(actions)
     tokens = model.tokens(x, a)
@@ -423,7 +427,7 @@ def present(
     n = tokens.shape[2]
     shared = dict(
         turn=model.turns(0, f, tokens),
-        mask=present_mask(f, n, model.cfg.window).to(x.device),
+        mask=present_mask(f, n, model.cfg.window, draft).to(x.device),
         **model.block_kwargs(a),
     )
     if not at: return model.core(tokens, block_modulation, final_modulation, cache=past, **shared)

@@ -108,6 +108,25 @@ def test_present_equals_the_rolling_cache():
             assert torch.allclose(alone, at_once[:, now], atol=1e-4), i
             dit(context[:, now], context_level[:, now], actions[:, now], cache, write=1)
 
+@pytest.mark.parametrize('draft', (2, 3, 9))
+def test_present_equals_drafts_behind_the_rolling_cache(draft):
+    "Frames of one draft see each other's noise, and the context before their draft only."
+    dit = noisy_dit(TINY)
+    gen = generator(1, 0)
+    context, x = torch.randn(2, 2, 9, 8, 6, 10, generator=gen)
+    t = torch.rand(2, 9, generator=gen)
+    context_level = .3 * torch.rand(2, 9, generator=gen)
+    actions = torch.randint(-1, 9, (2, 9, 1), generator=gen)
+    past = look_back(dit, context, context_level, actions)
+    with torch.no_grad():
+        at_once = present(dit, x, t, actions, past, draft=draft)
+        for first in range(0, 9, draft):
+            now = slice(first, first + draft)
+            clip = torch.cat([context[:, :first], x[:, now]], 1)
+            levels = torch.cat([context_level[:, :first], t[:, now]], 1)
+            whole = dit(clip, levels, actions[:, :now.stop])
+            assert torch.allclose(whole[:, first:], at_once[:, now], atol=1e-4), first
+
 def test_slow_time_keeps_the_network():
     dit = noisy_dit(TINY)
     smooth = slow_time(dit)
@@ -187,6 +206,12 @@ def test_command_distils_a_playable_world(tmp_path, videos):
     world.reset(videos.clip(0, 0, 8))
     assert world.step(1).shape == (48, 80, 3)
 
+    first = str(tmp_path/'run'/'final')
+    assert command(tmp_path, videos, 'teacher', 'more', '--init', first, '--draft', '4') == 0
+    more = read_record(tmp_path/'more'/'final'/'world.json', WorldInfo)
+    assert more.init == info.weights
+    assert (info.method['draft'], more.method['draft']) == (1, 4)
+
 def test_command_refuses(tmp_path, videos, capsys):
     teacher(tmp_path/'teacher')
     teacher(tmp_path/'thin', replace(TINY, latents=4, layers=8))
@@ -195,6 +220,8 @@ def test_command_refuses(tmp_path, videos, capsys):
 
     assert command(tmp_path, videos, 'teacher', 'new', '--compile') == 2
     assert 'leave it out' in capsys.readouterr().err
+    assert command(tmp_path, videos, 'teacher', 'new', '--draft', '0') == 2
+    assert 'draft' in capsys.readouterr().err
     assert command(tmp_path, videos, 'thin', 'new') == 2
     assert 'the teacher has latents 4' in capsys.readouterr().err
     assert command(tmp_path, videos, 'teacher', 'new') == 2     # of two layers only
