@@ -90,6 +90,7 @@ def cmd_bench(
     growth:bool=False,          # instead: cost as frames, window, steps, batch and size grow
     busy:bool=False,            # instead: beside 0, 1 and 2 other programs that never rest
     speculate:bool=False,       # instead: drafts of 1 to 8 frames; --out is gone on with
+    quality:bool=False,         # with --speculate: only what drafts do to the picture, no clocks
     threads:int=None,           # CPU threads (PyTorch's choice)
     device:str=None,            # cpu or cuda (cuda where there is one)
     out:Path=None,              # JSON file to write as well
@@ -111,6 +112,8 @@ def cmd_bench(
     within(1, MANY, frames=frames, steps=steps, window=window)
     if window and not preset:
         raise ValueError('--window goes with --preset: a trained world keeps its own')
+    if quality and (preset or not speculate):
+        raise ValueError('--quality goes with --speculate, and with a trained world')
     if growth:
         measure_growth(out, device)
         return
@@ -121,8 +124,9 @@ def cmd_bench(
         return kind.load(world, **kwargs)
 
     if speculate:
-        bench_drafts(lambda size: load(engines, Speculator, speculate=size), preset or world.name,
-                     out, judged=not preset)
+        name = world.parent.name if world.name == 'final' else world.name       # of a run
+        bench_drafts(lambda size: load(engines, Speculator, speculate=size), preset or name,
+                     out, not preset, not quality)
         return
 
     kind = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')).type
@@ -137,8 +141,8 @@ def cmd_bench(
         return
     speed.bench(worlds, start, out, frames, min(10, frames))
 
-def bench_drafts(load, name, out, judged):
-    "`bench --speculate`: of trained worlds the quality is measured as well."
+def bench_drafts(load, name, out, judged, clocks):
+    "`bench --speculate`: of trained worlds the quality is measured as well, or alone."
     from nfd_ref.gains import Bench, bench_speculation, exam_of
     from nfd_ref.video import VideoFolder
     episodes = {}
@@ -146,7 +150,7 @@ def bench_drafts(load, name, out, judged):
         videos = VideoFolder(VIDEO, split)
         episodes[split] = [videos.clip(e).actions[1:] for e in range(len(videos))]
     exam = exam_of(VIDEO, JUDGE) if judged else None
-    bench_speculation(Bench(load, episodes, exam), name, out)
+    bench_speculation(Bench(load, episodes, exam), name, out, clocks)
 
 @command('out')
 def cmd_compare(

@@ -178,9 +178,9 @@ class Bench:
     episodes: dict          # {'train', 'test'}: list of int [f, k], recorded actions
     exam: Exam = None       # None: a world of random weights, which nobody looks at
 
-    def start(self):
-        "Worlds of all sizes, and something to start from."
-        self.worlds = {size: self.load(size) for size in (*SIZES, 'auto')}
+    def start(self, sizes=(*SIZES, 'auto')):
+        "Worlds of these sizes, and something to start from."
+        self.worlds = {size: self.load(size) for size in sizes}
         self.first = still(self.worlds[1])
         space = self.worlds[1].space
         self.train, self.test = ([as_keys(space, trace) for trace in self.episodes[split]]
@@ -190,7 +190,8 @@ class Bench:
     def card(self, found):
         "The protocol."
         order = f'sizes in turns, blocks of {BLOCK} frames, the best of {REPEATS} for each block'
-        return card(self.worlds[1], FRAMES, 0, order) | dict(speculation='1 to 8, auto')
+        sizes = ', '.join(map(str, self.worlds))
+        return card(self.worlds[1], FRAMES, 0, order) | dict(speculation=sizes)
 
 # %% ../nbs/11c_gains.ipynb #1c00004d
 @patch
@@ -228,16 +229,19 @@ def quality(self:Bench, found):
 def bench_speculation(
     bench,                  # `Bench`
     name,                   # of the world in the record
-    out=None                # JSON file: parts that it holds already are kept
+    out=None,               # JSON file: parts that it holds already are kept
+    clocks=True             # False: only what needs no quiet machine, the quality
 ):                          # `SpeculationRecord`
     "Card, costs, throughput, the paced game, quality: printed and written as they come."
     record = SpeculationRecord(worlds={})
     if out and Path(out).exists(): record = read_record(out, SpeculationRecord)
     found = record.worlds.setdefault(name, {})
-    parts = [bench.card, bench.costs, bench.throughput, bench.paced]
+    parts = [bench.card]
+    if clocks: parts += [bench.costs, bench.throughput, bench.paced]
     if bench.exam: parts.append(bench.quality)
 
-    bench.start()
+    if clocks: bench.start()
+    else: bench.start(JUDGED)
     for part in parts:
         if part.__name__ in found: continue
         found[part.__name__] = part(found)

@@ -486,6 +486,7 @@ def test_bench_on_busy_cores(tmp_path, capsys):
     (['--engines', 'rolling+bf16'], 'bfloat16'),
     (['--preset', 'nfd_1b'], 'no preset'),
     (['--window', 8], 'goes with --preset'),
+    (['--quality'], 'goes with --speculate'),
     (['--frames', 0], 'at least 1')])
 def test_mistakes_in_bench(tmp_path, capsys, args, says):
     fails(capsys, tmp_path, 'bench', *args, says=says)

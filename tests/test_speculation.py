@@ -377,6 +377,8 @@ def test_a_record_is_gone_on_with(tmp_path, monkeypatch):
     again = gains.bench_speculation(gains.Bench(load, episodes), 'tiny', out)
     assert again.worlds['tiny'] == read_record(out, SpeculationRecord).worlds['tiny']
     assert again.worlds['tiny']['costs'] == found['costs']         # not measured a second time
+    quick = gains.bench_speculation(gains.Bench(load, episodes), 'other', out, clocks=False)
+    assert list(quick.worlds['other']) == ['card']
 
 def test_play_shows_its_counters(tmp_path, capsys):
     command = ['play', '--device', 'cpu', '--frames', '6', '--out', str(tmp_path/'a.mp4')]
