@@ -759,6 +759,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'nfd_ref.speculation.Account.acceptance': ( 'speculation.html#account.acceptance',
                                                                                  'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.Account.summary': ('speculation.html#account.summary', 'nfd_ref/speculation.py'),
+                                     'nfd_ref.speculation.Account.words': ('speculation.html#account.words', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.Adaptive': ('speculation.html#adaptive', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.Adaptive.__init__': ( 'speculation.html#adaptive.__init__',
                                                                                 'nfd_ref/speculation.py'),

@@ -52,10 +52,12 @@ def cmd_play(
     if guidance is None and kind is World and (keys or browser): guidance = GUIDANCE
     settings |= chosen(guidance=guidance)
     if speculate:
-        if keys or browser: raise ValueError('--speculate goes with a trace, so far')
-        game = Speculator.load(world, **settings, speculate=draft_size(speculate))
-    else:
-        game = kind.load(world, **settings)
+        settings['speculate'] = draft_size(speculate)
+        if settings['speculate'] == 'auto' and (keys or browser):
+            raise ValueError('--speculate auto goes with a trace: what it drafts hangs on a clock, '
+                             'and your walk could not be replayed; give a number')
+        kind = Speculator
+    game = kind.load(world, **settings)
     place = None
     if not picture:
         data = data or own_video(world, game)

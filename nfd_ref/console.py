@@ -44,6 +44,7 @@ class Picture:
     rate: float             # frames a second that are made
     label: str              # of the action
     panels: list            # (caption, uint8 [height, width, 3]) of each lens
+    drafts: str = ''        # what drafting did so far, in words
 
     @cached_property
     def packed(self):       # (header, [bytes])
@@ -60,6 +61,7 @@ class Picture:
             action=self.made.action.tolist(),
             made=self.rate,
             label=self.label,
+            drafts=self.drafts,
             panels=panels)
         return header | about, parts
 
@@ -163,7 +165,9 @@ def watch(self:Console, made):
     label = session.world.space.label(made.action)
     panels = [(lens.caption, lens.picture) for lens in session.lenses.values()
               if lens.picture is not None]
-    picture = Picture(self.serial, made, self.made_rate(), label, panels)
+    account = getattr(session.world, 'account', None)
+    drafts = f'drafts: {account.words}' if account else ''
+    picture = Picture(self.serial, made, self.made_rate(), label, panels, drafts)
     said = (session.said, session.playing)
     for view in list(self.views.values()):
         view.offer(picture)
@@ -252,9 +256,11 @@ def change(self:Console, name, value):
     session.tell('opening')
     if name == 'world':                     # what is best for one world is not for another
         setting = replace(setting, world=self.worlds[value], steps=None, engine=None,
-                          context_noise=None)
+                          context_noise=None, speculate=None)
     elif name == 'start': setting = replace(setting, start=self.starts[value])
     elif name in ('steps', 'seed'): setting = replace(setting, **{name: int(value)})
+    elif name == 'speculate':               # one at a time is no draft
+        setting = replace(setting, speculate=int(value) if value > 1 else None)
     elif name in ('engine', 'context_noise', 'guidance'):
         setting = replace(setting, **{name: value})
     else: raise ValueError(f'nothing is called "{name}" here')
@@ -302,6 +308,7 @@ def menu(self:Console):
         steps=('steps', 1, 50, 1),
         context_noise=('context noise', 0, .95, .05),
         guidance=('guidance', 0, 4, .5),
+        speculate=('frames at once', 1, 8, 1),
         rate=('frames/s', 1, 60, 1),
         seed=('seed', 0, 2**32 - 1, 1))
     controls = [dict(kind='start', name='start', label='start', options=self.thumbnails())]
@@ -353,6 +360,7 @@ def state(self:Console):
         engine=setting.engine,
         context_noise=setting.context_noise,
         guidance=setting.guidance,
+        speculate=setting.speculate or 1,
         rate=session.rate,
         seed=session.seed)
     values |= {f'lens {name}': name in session.lenses for name in self.lenses()}

@@ -133,7 +133,9 @@ class Path(Lens):
         return self.inner(watched, x, *fresh)
 
     def see(self, made):
-        earlier = [self.world.decode(guess) for guess in self.guesses[:-1]]
+        draft = getattr(self.world, 'current', None)        # of several frames, made at once
+        at = draft.shown - 1 if draft else 0
+        earlier = [self.world.decode(guess[:, at:at + 1]) for guess in self.guesses[:-1]]
         self.picture = np.concatenate([*earlier, made.frame], 1)
         levels = ', '.join(f'{level:.2f}' for level in self.levels)
         self.caption = f'the guesses on the way, from noise levels {levels}'

@@ -204,6 +204,7 @@ class Player {
     const moved = content.number !== stats.number;
     stats.number = content.number;
     stats.label = content.label;
+    stats.drafts = content.drafts;
     stats.made = content.made;
     stats.action = content.action;
     if (moved) {
@@ -221,7 +222,7 @@ class Player {
   }
 
   show_live() {
-    const {number, label, made, times, latencies} = this.stats;
+    const {number, label, drafts, made, times, latencies} = this.stats;
     const span = times.length > 1 ? times[times.length - 1] - times[0] : NaN;
     const rate = (times.length - 1) / span * 1000;
     const words = [`frame ${number}`, label];
@@ -232,6 +233,7 @@ class Player {
       words.push(`key to picture ${quantile(latencies, .5).toFixed(0)} ms ` +
                  `(95 %: ${quantile(latencies, .95).toFixed(0)})`);
     }
+    if (drafts) words.push(drafts);
     this.live.textContent = words.join(' · ');
   }
 

@@ -20,6 +20,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from .play import Hands, draw_action, parse_actions, trace_text, write_gif
+from .speculation import Speculator
 from .storage import STARTS, PlayRecord, fingerprint, from_json, provenance
 from .storage import read_record, require_record, write_record
 from .streaming import World, tokenizer_of
@@ -82,6 +83,7 @@ class Setting:
     device: str = None
     context_noise: float = None
     guidance: float = None          # see 07f_guidance
+    speculate: int = None           # frames made at once while the key stays: 11_speculation
     seed: int = 0
 
     def open(self):                 # a `World`
@@ -90,7 +92,11 @@ class Setting:
         asked = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in asked.items() if value is not None}
         if self.dtype: given['dtype'] = getattr(torch, self.dtype)
-        return World.load(self.world, seed=self.seed, **given)
+        if self.speculate is None: return World.load(self.world, seed=self.seed, **given)
+        if not isinstance(self.speculate, int):     # what `Adaptive` chooses hangs on a clock
+            raise ValueError(f'speculate={self.speculate!r}: a walk that is to be replayed has '
+                             'drafts of a fixed number of frames')
+        return Speculator.load(self.world, seed=self.seed, speculate=self.speculate, **given)
 
     def settled(self, world):       # a `Setting` without open questions
         "What the world made of it."

@@ -69,6 +69,12 @@ class Account:
         hits = self.shown - self.asked
         return hits / (hits + self.discarded) if hits + self.discarded > 0 else None
 
+    @property
+    def words(self):
+        "For a line below a picture."
+        share = self.acceptance
+        return f'{self.drafted} made' + ('' if share is None else f', {share:.0%} of guesses kept')
+
     def summary(self):
         "For people and for a record."
         shown = max(self.shown, 1)

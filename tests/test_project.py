@@ -58,7 +58,7 @@ ROOMS = {
     'arms': ['trajectories', 'trials', 'stuck'],
     'translation': ['streaming'],
     'play': ['streaming', 'vpt', 'loop'],
-    'session': ['play'],
+    'session': ['play', 'speculation'],
     'terminal': ['play', 'loop'],
     'inside': ['session', 'doom'],
     'console': ['inside'],

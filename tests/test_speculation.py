@@ -386,5 +386,8 @@ def test_play_shows_its_counters(tmp_path, capsys):
     assert 'drafts: 6 frames made for 6 shown, of the guesses 100% kept' in capsys.readouterr().out
     assert main([*command, '--speculate', 'often']) == 2
     assert 'a number of frames, or auto' in capsys.readouterr().err
+    for hands in ('--keys', '--browser'):
+        assert main([*command, hands, '--speculate', 'auto']) == 2
+        assert 'could not be replayed; give a number' in capsys.readouterr().err
     assert main([*command, '--speculate', '0']) == 2
     assert 'at least 1' in capsys.readouterr().err
