@@ -36,8 +36,11 @@ def pytest_configure(config):
     if 'KEPT_LIBRARIES' in os.environ: return       # we are a worker
     folder = os.environ['KEPT_LIBRARIES'] = tempfile.mkdtemp(prefix='kept_')
     kept_compiler = Path(__file__).with_name('kept_compiler.py')
-    compiler = os.environ.get('CXX', 'c++')
-    os.environ['CXX'] = shlex.join([sys.executable, str(kept_compiler), folder]) + f' {compiler}'
+    command = shlex.join([sys.executable, str(kept_compiler), folder])
+    program = Path(folder)/'c++'            # torch wants the path of a program
+    program.write_text(f'#!/bin/sh\nexec {command} {os.environ.get("CXX", "c++")} "$@"\n')
+    program.chmod(0o755)
+    os.environ['CXX'] = str(program)
 
 def pytest_unconfigure(config):
     "What the workers shared goes with the first process, which waits for them."
