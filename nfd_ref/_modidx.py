@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nfd_ref.session.Session.__init__': ('session.html#session.__init__', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.again': ('session.html#session.again', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.close': ('session.html#session.close', 'nfd_ref/session.py'),
+                                 'nfd_ref.session.Session.drafts': ('session.html#session.drafts', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.enter': ('session.html#session.enter', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.guard': ('session.html#session.guard', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.make': ('session.html#session.make', 'nfd_ref/session.py'),

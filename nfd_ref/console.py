@@ -165,9 +165,7 @@ def watch(self:Console, made):
     label = session.world.space.label(made.action)
     panels = [(lens.caption, lens.picture) for lens in session.lenses.values()
               if lens.picture is not None]
-    account = getattr(session.world, 'account', None)
-    drafts = f'drafts: {account.words}' if account else ''
-    picture = Picture(self.serial, made, self.made_rate(), label, panels, drafts)
+    picture = Picture(self.serial, made, self.made_rate(), label, panels, session.drafts)
     said = (session.said, session.playing)
     for view in list(self.views.values()):
         view.offer(picture)

@@ -190,6 +190,12 @@ def tick(self:Session):     # `Made`
     self.show(made)
     return made
 
+@patch(as_prop=True)
+def drafts(self:Session):
+    "What drafting did so far, in words; '' where nothing is drafted."
+    account = getattr(self.world, 'account', None)
+    return f'drafts: {account.words}' if account else ''
+
 @patch
 def make(self:Session, action):
     "A frame; and its latents, if someone wants to look inside: `step` in its two halves."

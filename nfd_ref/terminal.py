@@ -187,8 +187,7 @@ def play_keys(
             rate = len(times[-20:]) / (time.perf_counter() - times[-20:][0])
             status = (f'{session.world.space.label(made.action):20}{rate:5.1f} frames/s, '
                       f'could be {1 / made.seconds:.0f}; frame {made.number}')
-            account = getattr(session.world, 'account', None)
-            if account: status += f'; drafts: {account.words}'
+            if session.drafts: status += f'; {session.drafts}'
             size = shutil.get_terminal_size()
             print(terminal_page(made, status, labels, *size), end='', flush=True)
             time.sleep(max(0, times[-1] + pause - time.perf_counter()))

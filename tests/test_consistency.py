@@ -92,13 +92,17 @@ def test_cold_start_reaches_the_exact_map(seed):
 
 # ---- the network
 
-def test_present_equals_the_rolling_cache():
-    dit = noisy_dit(TINY)
-    gen = generator(0, 0)
+def two_copies(seed):
+    "Context and its levels, the present and its levels, actions: two clips of nine frames."
+    gen = generator(seed, 0)
     context, x = torch.randn(2, 2, 9, 8, 6, 10, generator=gen)
     t = torch.rand(2, 9, generator=gen)
     context_level = .3 * torch.rand(2, 9, generator=gen)
-    actions = torch.randint(-1, 9, (2, 9, 1), generator=gen)
+    return context, context_level, x, t, torch.randint(-1, 9, (2, 9, 1), generator=gen)
+
+def test_present_equals_the_rolling_cache():
+    dit = noisy_dit(TINY)
+    context, context_level, x, t, actions = two_copies(0)
     cache = dit.new_cache()
     with torch.no_grad():
         at_once = present(dit, x, t, actions, look_back(dit, context, context_level, actions))
@@ -112,11 +116,7 @@ def test_present_equals_the_rolling_cache():
 def test_present_equals_drafts_behind_the_rolling_cache(draft):
     "Frames of one draft see each other's noise, and the context before their draft only."
     dit = noisy_dit(TINY)
-    gen = generator(1, 0)
-    context, x = torch.randn(2, 2, 9, 8, 6, 10, generator=gen)
-    t = torch.rand(2, 9, generator=gen)
-    context_level = .3 * torch.rand(2, 9, generator=gen)
-    actions = torch.randint(-1, 9, (2, 9, 1), generator=gen)
+    context, context_level, x, t, actions = two_copies(1)
     past = look_back(dit, context, context_level, actions)
     with torch.no_grad():
         at_once = present(dit, x, t, actions, past, draft=draft)
