@@ -125,6 +125,7 @@ def cmd_bench(
 
     if speculate:
         name = world.parent.name if world.name == 'final' else world.name       # of a run
+        if steps: name = f'{name} at {steps}'
         bench_drafts(lambda size: load(engines, Speculator, speculate=size), preset or name,
                      out, not preset, not quality)
         return
