@@ -49,7 +49,10 @@ def cmd_play(
 
     settings = chosen(steps=steps, device=device, seed=seed) | engine_kwargs(engine)
     kind = world_class(world)
-    if guidance is None and kind is World and (keys or browser): guidance = GUIDANCE
+    if kind is not World and (keys or browser):
+        raise ValueError(f'{world} is a world of tokens: it is played along a trace (--actions), '
+                         'by hand only worlds of diffusion are')
+    if guidance is None and (keys or browser): guidance = GUIDANCE
     settings |= chosen(guidance=guidance)
     if speculate:
         settings['speculate'] = draft_size(speculate)

@@ -39,6 +39,7 @@ COLUMNS = {             # title: (row of the record, its speed) -> text
     'FPS, cached': lambda row, speed: frame_rate(speed, 'cached'),
     'FPS, fastest': lambda row, speed: frame_rate(speed, 'fastest'),
     'PSNR, dB': lambda row, speed: with_interval(row['psnr'], 2),
+    'SSIM': lambda row, speed: with_interval(row['ssim'], 2),
     'its bound': lambda row, speed: f'{row["bound"][0]:.2f}',
     'texture': lambda row, speed: with_interval(row['texture'], 2),
     'idm': lambda row, speed: with_interval(row['idm'], 1),

@@ -351,7 +351,9 @@ def test_a_folder_plays(world_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize('flags, says', [
     (['--steps', '4'], 'steps belong to a diffusion world'),
-    (['--engine', 'ring'], 'engine belong to a diffusion world')])
+    (['--engine', 'ring'], 'engine belong to a diffusion world'),
+    (['--keys'], 'is a world of tokens: it is played along a trace'),
+    (['--browser'], 'is a world of tokens: it is played along a trace')])
 def test_flags_of_another_kind_of_world(world_folder, tmp_path, capsys, flags, says):
     words = ['play', str(world_folder), '--out', str(tmp_path/'a.mp4'), *flags]
     assert main(words) == 2

@@ -1,5 +1,6 @@
 """Speculation from the outside: random players on every engine that drafts, held to a world that
 never guessed. Tiny models with random weights."""
+import math
 from functools import cache, partial
 from unittest import mock
 
@@ -145,19 +146,20 @@ def test_prepared_frames_are_those_that_would_have_come(worlds, engine):
             assert torch.equal(drafting.step_latent(action), plain.step_latent(action))
     with mock.patch.object(drafting, 'decode', lambda latents: None): check()
 
+@pytest.mark.parametrize('size', range(2, MOST + 1))
 @pytest.mark.parametrize('change', range(1, 2 * MOST))
-def test_a_change_at_every_place_of_a_draft(worlds, change):
+def test_a_change_at_every_place_of_a_draft(worlds, change, size):
     drafting, plain = worlds('native')
-    draft_size(drafting, MOST)
+    draft_size(drafting, size)
     begin(drafting, plain)
     trace = [(1, 0)] * change + [(2, 1)] * 3
     shown = shown_by(drafting, trace)
     drafting.settle()
     for latents, action in zip(shown, trace): plain.remember(latents, action)
     assert torch.equal(drafting.make_frame((0, 0)), plain.make_frame((0, 0)))
-    kept = -(-change // MOST) * MOST + MOST
-    assert drafting.account.drafted == kept
-    assert drafting.account.discarded == kept - len(trace)
+    drafts = math.ceil(change / size) + math.ceil(3 / size)
+    assert drafting.account.drafted == drafts * size
+    assert drafting.account.discarded == drafts * size - len(trace)
 
 def test_the_first_frame_of_a_draft_is_the_frame_that_would_have_come(worlds):
     drafting, plain = worlds('native')
