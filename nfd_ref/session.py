@@ -134,6 +134,7 @@ class Session:
     ):
         self.hands = Hands(world.space)
         self.rate = rate or world.fps
+        self.due = 0.                   # when the next frame is, on `time.perf_counter`
         self.watchers = []              # called with each `Made`
         self.lenses = {}                # {name: a look inside}, see 13d_inside
         self.orders = queue.SimpleQueue()
@@ -205,17 +206,23 @@ def make(self:Session, action):
 
 # %% ../nbs/13b_session.ipynb #7b000016
 @patch
+def beat(self:Session):
+    "A frame is begun: when is the next one due? Time that was lost is not made up for."
+    self.due = max(self.due, time.perf_counter() - 1 / self.rate) + 1 / self.rate
+
+@patch
+def left(self:Session): return max(0, self.due - time.perf_counter())   # seconds until it is due
+
+@patch
 def run(self:Session):
     "The loop, until the session is closed: orders as they come, frames when they are due."
     torch.set_num_threads(max(1, os.cpu_count() - 1))   # of this thread; a browser wants a core
-    due = time.perf_counter()
+    self.due = time.perf_counter()
     while not self.closed:
-        patience = max(0, due - time.perf_counter()) if self.playing else None
         try:
-            self.guard(self.orders.get(timeout=patience))
+            self.guard(self.orders.get(timeout=self.left() if self.playing else None))
         except queue.Empty:
-            now = time.perf_counter()
-            due = max(due, now - 1 / self.rate) + 1 / self.rate
+            self.beat()
             self.guard(self.tick)
 
 # %% ../nbs/13b_session.ipynb #a2441044

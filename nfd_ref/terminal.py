@@ -176,13 +176,14 @@ def play_keys(
     "Play in the terminal: a key sets its field until another key or itself; x or Esc leaves."
     taps = Taps(session.hands)
     labels = key_labels(session.world.space)
-    pause = 1 / session.rate
     times = [time.perf_counter()]
+    session.due = times[0]
     with raw_keys() as pressed, interruptible() as asked_to_stop:
         while not asked_to_stop() and (frames is None or len(session.take) < frames):
             for key in split_keys(pressed()):
                 if key in LEAVE: return
                 taps.press(key.lower(), time.monotonic())
+            session.beat()
             made = session.tick()
             rate = len(times[-20:]) / (time.perf_counter() - times[-20:][0])
             status = (f'{session.world.space.label(made.action):20}{rate:5.1f} frames/s, '
@@ -190,5 +191,5 @@ def play_keys(
             if session.drafts: status += f'; {session.drafts}'
             size = shutil.get_terminal_size()
             print(terminal_page(made, status, labels, *size), end='', flush=True)
-            time.sleep(max(0, times[-1] + pause - time.perf_counter()))
+            time.sleep(session.left())
             times = [*times[-20:], time.perf_counter()]

@@ -17,10 +17,13 @@ EVERY = 30      # seconds
 
 def main(out, minutes):
     rows = []
+    command = f'python tests/soak_player.py data/records/player_soak.json {minutes}'
+    card = dict(command=command, **provenance())
     flags = [*FLAGS, '--enable-precise-memory-info', '--js-flags=--expose-gc']
     folder = Path(tempfile.mkdtemp())
     with sync_playwright() as playwright, served(folder) as (address, program):
         browser = playwright.chromium.launch(executable_path=BROWSER, args=flags)
+        card |= dict(browser=f'Chromium {browser.version}, headless')
         page = browser.new_page()
         page.goto(address)
         face = Face(page)
@@ -41,8 +44,7 @@ def main(out, minutes):
                 program_mb=round(megabytes(program.pid), 1),
                 page_heap_mb=round(heap, 2)))
             print(rows[-1], flush=True)
+            write_json(out, dict(format=1, card=card, rows=rows))
         browser.close()
-    command = f'python tests/soak_player.py data/records/player_soak.json {minutes}'
-    write_json(out, dict(format=1, card=dict(command=command, **provenance()), rows=rows))
 
 if __name__ == '__main__': main(sys.argv[1], int(sys.argv[2]))
