@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from nfd_ref import comparison, evaluation, release, token_world
 from nfd_ref.autoregression import (
     ACTION, ORDERS, TokensConfig, TokenTransformer, held_out_nats, make_order, nats, order_mask,
     order_of, train_tokens)
@@ -426,7 +428,13 @@ def test_no_recipe_of_that_name(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_compare_goes_from_nothing_to_a_table_and_measures_nothing_twice(videos, tmp_path, capsys):
+def test_compare_goes_from_nothing_to_a_table_and_measures_nothing_twice(
+        videos, tmp_path, capsys, monkeypatch):
+    # the path is tried: it draws, resamples and tries settings less often than it would
+    monkeypatch.setattr(comparison, 'resampled', partial(comparison.resampled, draws=10))
+    monkeypatch.setattr(token_world, 'DRAWS', token_world.DRAWS[:2])
+    monkeypatch.setattr(release, 'NOISES', (0., .1))
+    monkeypatch.setattr(evaluation, 'load_branches', cache(evaluation.load_branches))
     words = ['compare', str(tmp_path/'out'), '--recipe', 'tiny', '--data', str(videos.folder)]
     assert main(words) == 0
     said = capsys.readouterr().out

@@ -495,7 +495,7 @@ def test_mistakes_in_bench(tmp_path, capsys, args, says):
 def test_evaluate_measures_and_keeps_a_row(tmp_path, capsys, monkeypatch):
     quick = evaluation.QUICK
     evaluation.Setting(WORLD, DATA, BRANCHES, JUDGE, quick)     # it fits what ships
-    less = replace(quick, clips=2, states=1, depths=(1, 4), long=100, gaps=(2,))
+    less = replace(quick, clips=2, states=1, depths=(1, 4), long=100, gaps=(2,), walk=20)
     monkeypatch.setattr(evaluation, 'QUICK', less)
     report_file = tmp_path/'r.json'
     board_file = tmp_path/'board.json'
@@ -579,10 +579,12 @@ def test_mistakes_in_branches(tmp_path, capsys):
 def test_build_goes_from_nothing_to_a_world_that_plays(tmp_path, capsys, monkeypatch):
     tiny = RECIPES['tiny']
     stage, = tiny.stages
+    stage = replace(stage, episodes=2)      # one of them held out
     behind_mistakes = replace(stage, mistakes=.5)
     new_recording = replace(behind_mistakes, seed=2, tours=.2, flattest=.9)
     stages = stage, behind_mistakes, new_recording
-    monkeypatch.setitem(RECIPES, 'tiny', replace(tiny, stages=stages))
+    monkeypatch.setitem(RECIPES, 'tiny', replace(tiny, stages=stages, clips=4))
+    monkeypatch.setattr('nfd_ref.release.NOISES', (0., .1))
     out = tmp_path/'b'
     build = ('build', out, '--recipe', 'tiny')
     def stop(*args): raise KeyboardInterrupt
