@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .attention import rope
 from .doom import BUTTONS, Replay, observe
 from .engines import ENGINES
+from .guidance import push
 from .storage import DatasetInfo, read_record
 from .video import VideoFolder
 
@@ -114,10 +115,14 @@ class Path(Lens):
             raise ValueError('engine "graph" replays recorded GPU work and cannot be looked into; '
                              'take "compiled"')
         self.inner = self.world.sample
+        self.inner_pushed = self.world.pushed
         self.world.sample = self.sample
+        self.world.pushed = push(self.sample, self.world.guidance, self.world.rest)
 
     def stop(self):
-        if getattr(self, 'world', None) is not None: self.world.sample = self.inner
+        if getattr(self, 'world', None) is not None:
+            self.world.sample = self.inner
+            self.world.pushed = self.inner_pushed
         self.world = None
 
     def sample(self, velocity, x, *fresh):
