@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nfd_ref.console.Console.made_rate': ('console.html#console.made_rate', 'nfd_ref/console.py'),
                                  'nfd_ref.console.Console.menu': ('console.html#console.menu', 'nfd_ref/console.py'),
                                  'nfd_ref.console.Console.message': ('console.html#console.message', 'nfd_ref/console.py'),
+                                 'nfd_ref.console.Console.other_world': ('console.html#console.other_world', 'nfd_ref/console.py'),
                                  'nfd_ref.console.Console.push': ('console.html#console.push', 'nfd_ref/console.py'),
                                  'nfd_ref.console.Console.refresh': ('console.html#console.refresh', 'nfd_ref/console.py'),
                                  'nfd_ref.console.Console.save': ('console.html#console.save', 'nfd_ref/console.py'),
