@@ -238,11 +238,14 @@ def choose_lens(self:Console, name, is_open):
     if not is_open:
         close_lens(self.session, name)
     elif name == 'second world':
-        here = self.session.setting.world
-        other = next(folder for folder in self.worlds.values() if folder != here)
-        open_lens(self.session, name, SecondWorld(other))
+        open_lens(self.session, name, SecondWorld(self.other_world(self.session.setting.world)))
     else:
         open_lens(self.session, name, LENSES[name]())
+
+@patch
+def other_world(self:Console, here):
+    "The first folder of a world that is not this one."
+    return next(folder for folder in self.worlds.values() if folder != here)
 
 # %% ../nbs/13e_console.ipynb #887d49cd
 @patch
@@ -264,6 +267,9 @@ def change(self:Console, name, value):
     else: raise ValueError(f'nothing is called "{name}" here')
 
     if name not in ('start', 'seed'): world = setting.open()
+    second = session.lenses.get('second world')
+    if second is not None and second.folder == setting.world:      # two of the same show nothing
+        second.folder = self.other_world(setting.world)
     session.enter(world, setting.start.clip(), setting.seed, setting.settled(world))
     session.tell('playing' if session.playing else 'ready')
     self.refresh(menu=name == 'world')

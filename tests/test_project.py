@@ -60,7 +60,7 @@ ROOMS = {
     'play': ['streaming', 'vpt', 'loop'],
     'session': ['play', 'speculation'],
     'terminal': ['play', 'loop'],
-    'inside': ['session', 'doom'],
+    'inside': ['session', 'doom', 'pacing'],
     'console': ['inside'],
     'player': ['console'],
     'environment': ['session']}
