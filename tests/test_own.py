@@ -1,5 +1,6 @@
 "A game of one's own: from a recording to play, as data/README.md tells it."
 import shutil
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -189,3 +190,32 @@ def test_a_turn_that_is_latched_is_played():
     hands.latched = MINEWORLD.rest
     hands.look(100, 0)
     assert hands.read()[0][1] > MINEWORLD.rest[1]
+
+def test_a_front_end_s_mouse_turns_the_view(tmp_path):
+    "A message `look` moves the camera of the next frame; the walk knows by how much."
+    fields = {name: MINEWORLD.fields[name] for name in ('jump', *CAMERA)}
+    space = ActionSpace('looker', fields)
+    pictures = np.full((24, 48, 80, 3), 60, np.uint8)
+    actions = np.tile(space.rest, (24, 1))
+    clips = [Clip(pictures, actions, space, 10.)] * 3
+    video = import_clips(tmp_path/'game', clips)
+    cfg = DiTConfig(d=64, layers=1, heads=1, rope=(16, 24, 24), window=4, actions=space.sizes)
+    folder = world_folder(tmp_path/'mine', cfg)
+    info = read_record(folder/'world.json', WorldInfo)
+    write_record(folder/'world.json', replace(info, action_space=asdict(space), fps=10.))
+
+    console = Console(folder, video.folder, device='cpu')
+    def say(what, **more): console.hear(dict(view='tab', what=what, **more))
+    say('hello')
+    say('look', x=100, y=-40)
+    say('step')
+    say('step')
+    ends = time.monotonic() + 60
+    while len(console.session.take) < 2 and time.monotonic() < ends: time.sleep(.02)
+    has_camera = console.menu()['camera']
+    console.close()
+    assert has_camera
+    turned, still_turning = np.array(console.session.take)[:, 1:] - space.rest[1:]
+    down, right = turned
+    assert down < 0 < right
+    assert (abs(still_turning) < abs(turned)).all()     # the rest of it, smaller
