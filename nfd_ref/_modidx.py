@@ -616,6 +616,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'nfd_ref.pacing.RealClock.now': ('pacing.html#realclock.now', 'nfd_ref/pacing.py'),
                                 'nfd_ref.pacing.RealClock.sleep': ('pacing.html#realclock.sleep', 'nfd_ref/pacing.py'),
                                 'nfd_ref.pacing.Way': ('pacing.html#way', 'nfd_ref/pacing.py'),
+                                'nfd_ref.pacing.drafts_on_paper': ('pacing.html#drafts_on_paper', 'nfd_ref/pacing.py'),
                                 'nfd_ref.pacing.key_events': ('pacing.html#key_events', 'nfd_ref/pacing.py'),
                                 'nfd_ref.pacing.measure_costs': ('pacing.html#measure_costs', 'nfd_ref/pacing.py'),
                                 'nfd_ref.pacing.measure_paced': ('pacing.html#measure_paced', 'nfd_ref/pacing.py'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'NextAction', 'Key', 'key_events', 'Way', 'Played', 'PacedGame', 'RealClock', 'PaperClock', 'Costs',
-           'PaperWorld', 'measure_costs', 'spread', 'summary', 'paced_ways', 'on_paper', 'measure_paced']
+           'PaperWorld', 'measure_costs', 'spread', 'summary', 'paced_ways', 'on_paper', 'drafts_on_paper',
+           'measure_paced']
 
 # %% ../nbs/11b_pacing.ipynb #1b000006
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 import numpy as np
 from fastcore.basics import patch
-from .speculation import RoundCosts, beside, measure_rounds
+from .speculation import AUTO_MOST, Adaptive, RoundCosts, beside, measure_rounds
 from .speed import still, timed
 
 # %% ../nbs/11b_pacing.ipynb #1b000009
@@ -199,6 +200,7 @@ class PaperWorld:
         self.costs = costs
         self.clock = clock
         self.speculate = speculate
+        self.adaptive = Adaptive(AUTO_MOST, costs.rounds) if speculate == 'auto' else None
         self.rng = np.random.default_rng(seed)
         self.prepared = {}      # {action: is there a picture of it?}
         self.action = None      # of the draft that frames are shown from
@@ -221,6 +223,7 @@ def prepare(self:PaperWorld, action, picture=True):
 @patch
 def step(self:PaperWorld, action):
     "As `Speculator.step`."
+    if self.adaptive: self.adaptive.note(action)
     if self.left and action == self.action:
         self.left -= 1
         self.kept += 1
@@ -228,6 +231,7 @@ def step(self:PaperWorld, action):
     elif action in self.prepared:
         if not self.prepared[action]: self.spend(self.costs.rounds.decode)
     else:
+        if self.adaptive: self.speculate = self.adaptive.choose()
         draft = self.costs.rounds.ms(self.speculate, self.kept)
         if self.prepared: draft = self.costs.again
         self.spend(draft + self.costs.rounds.decode)
@@ -282,7 +286,7 @@ def paced_ways():
     return ways
 
 def on_paper(traces, costs, way, guesser, period):
-    "All traces on paper, played in one way, as one game."
+    "All traces on paper, played in one way, as one game: its `summary`."
     total = Played()
     for seed, trace in enumerate(traces):
         clock = PaperClock()
@@ -290,7 +294,13 @@ def on_paper(traces, costs, way, guesser, period):
         keys = key_events(trace, period, seed)
         game = PacedGame(paper, clock, keys, way, guesser, period)
         total += game.run(len(trace), trace[0].tolist())
-    return total
+    return summary(total)
+
+def drafts_on_paper(traces, costs, guesser, period):
+    "The paper's drafts, of every size that was measured and of a size that is chosen."
+    sizes = sorted(costs.rounds.all)
+    if set(sizes) >= set(range(1, AUTO_MOST + 1)): sizes.append('auto')
+    return {str(size): on_paper(traces, costs, Way(size), guesser, period) for size in sizes}
 
 # %% ../nbs/11b_pacing.ipynb #1b200008
 def measure_paced(
@@ -299,14 +309,15 @@ def measure_paced(
     traces,                 # {name: list of int [f, k]}
     guesser,                # `NextAction`
     real_frames=200         # of the games in real time
-):                          # {'paper': {trace: {way: dict}}, 'real': {way: dict}}
+):      # {'paper': {trace: {way: dict}}, 'drafts': {trace: {size: dict}}, 'real': {way: dict}}
     "Games on paper along all traces, and two in real time."
     period = 1 / world.fps
-    found = dict(paper={}, real={})
+    found = dict(paper={}, drafts={}, real={})
     for name, several in traces.items():
         found['paper'][name] = {
-            way_name: summary(on_paper(several, costs, way, guesser, period))
+            way_name: on_paper(several, costs, way, guesser, period)
             for way_name, way in paced_ways().items()}
+        found['drafts'][name] = drafts_on_paper(several, costs, guesser, period)
 
     trace = next(iter(traces.values()))[0][:real_frames]
     for way_name in ('none', 'branches'):
