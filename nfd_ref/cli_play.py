@@ -134,13 +134,11 @@ def start_place(data, clip, start, game):
 
 def play_terminal(session, frames, out, gif):
     "Play in this terminal, and keep the walk."
-    from nfd_ref.session import replay
     from nfd_ref.terminal import play_keys
     play_keys(session, frames)
     count = len(session.take)
     if count == 0: return print('0 frames')
-    record = session.save(out)
-    if gif: replay(record).write(gif)
+    record = session.save(out, gif=gif)
     print(f'{count} frames -> {record.with_suffix(".mp4")}, {record}')
 
 def play_page(world, data, place, out, setting):

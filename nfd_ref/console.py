@@ -285,14 +285,15 @@ def refresh(self:Console, menu=False):
 
 @patch
 def save(self:Console):
-    "Keep the film of the walk and its record, under a name that is free."
+    "Keep the film of the walk, as mp4 and GIF, and its record, under a name that is free."
     session = self.session
 
     def keep():
         session.tell('making the film')
         number = 1
         while (self.out/f'walk-{number:03}.json').exists(): number += 1
-        path = session.save(self.out/f'walk-{number:03}')
+        path = self.out/f'walk-{number:03}.json'
+        session.save(path, gif=path.with_suffix('.gif'))
         self.film = path.stem
         session.tell(f'kept {path.with_suffix(".mp4")}, {len(session.take)} frames')
         self.refresh()

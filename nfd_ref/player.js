@@ -182,6 +182,7 @@ class Player {
   async take(content, buffers) {
     if (content.menu) this.show_menu(content.menu);
     if (content.state) this.show_state(content.state);
+    if (content.file) this.keep(content.file, buffers[0]);
     if (!content.picture) return;
     const parts = [content.picture, ...content.picture.panels];
     const pictures = await Promise.all(parts.map((part, i) => decode(part, buffers[i])));
@@ -257,13 +258,10 @@ class Player {
     this.root.dataset.playing = state.playing;
     this.buttons.play.textContent = state.playing ? 'Pause' : 'Start';
     this.said.replaceChildren(state.said);
-    if (state.film && this.transport.address) {
-      const link = make('a', '', 'film');
-      const record = make('a', '', 'record');
-      link.href = this.transport.address(state.film + '.mp4');
-      record.href = this.transport.address(state.film + '.json');
-      link.download = record.download = '';
-      this.said.append(' · ', link, ' · ', record);
+    if (state.film) {
+      for (const [text, ending] of [['film', '.mp4'], ['GIF', '.gif'], ['record', '.json']]) {
+        this.said.append(' · ', this.link(text, state.film + ending));
+      }
     }
     this.said.classList.toggle('nfd-bad', state.said.startsWith('stopped'));
     for (const [name, value] of Object.entries(state.values)) {
@@ -275,6 +273,26 @@ class Player {
     for (const picture of this.settings.querySelectorAll('.nfd-start')) {
       picture.classList.toggle('nfd-lit', picture.dataset.value === state.values.start);
     }
+  }
+
+  // A link to a file that was kept. Where it has no address, it is asked for and comes as bytes.
+  link(text, name) {
+    const link = make('a', '', text);
+    link.href = this.transport.address?.(name) ?? '#';
+    link.download = name;
+    if (!this.transport.address) link.onclick = event => {
+      event.preventDefault();
+      this.send({what: 'file', name});
+    };
+    return link;
+  }
+
+  keep(name, bytes) {
+    const link = make('a');
+    link.href = URL.createObjectURL(new Blob([bytes]));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   }
 
   show_menu(menu) {

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
-from .play import Hands, draw_action, parse_actions, trace_text, write_gif
+from .play import Hands, draw_action, filmed_gif, parse_actions, trace_text, write_gif
 from .speculation import Speculator
 from .storage import STARTS, PlayRecord, fingerprint, from_json, provenance
 from .storage import read_record, require_record, write_record
@@ -339,7 +339,8 @@ def again(self:Session):        # yields (frame uint8 [height, width, 3], action
 @patch
 def save(self:Session,
     out,            # NAME.mp4 and NAME.json are written, a film and its record
-    scale=4         # pixels become squares of this many
+    scale=4,        # pixels become squares of this many
+    gif=None        # path of a GIF to write as well
 ):                  # path of the record
     "The film of the walk so far, with the hands drawn in, and beside it its record."
     film = Path(out).with_suffix('.mp4')
@@ -348,6 +349,7 @@ def save(self:Session,
     record = self.record()
     label = self.world.space.label
     frames = (draw_action(frame, label(action), scale) for frame, action in self.again())
+    if gif: frames = filmed_gif(gif, frames, self.world.fps)
     write_video(film, frames, self.world.fps, pix_fmt='yuv420p')
 
     start = self.setting.start

@@ -45,9 +45,9 @@ def browser():
 
 class Face:
     "The player in a page: what a person sees and does, and what the page counted."
-    def __init__(self, page):
+    def __init__(self, page, number=-1):
         self.page = page
-        self.root = page.locator('.nfd-player').last
+        self.root = page.locator('.nfd-player').nth(number)     # -1: the last
         self.screen = self.root.locator('.nfd-screen')
         page.set_default_timeout(PATIENCE)
         self.root.locator('.nfd-setting').first.wait_for()
@@ -142,6 +142,11 @@ def play_through(face, folder):
     face.until(lambda: 'kept' in face.said())
     seen = face.pixels()
     newest = sorted(folder.glob('walk-*.json'))[-1]
+    with face.page.expect_download() as download:
+        face.root.locator('.nfd-said a', has_text='GIF').click()
+    gif = newest.with_suffix('.gif')
+    assert download.value.suggested_filename == gif.name
+    assert Path(download.value.path()).read_bytes() == gif.read_bytes()
     film = replay(newest)
     assert film.same
     assert len(film.frames) == face.stats()['number']
@@ -284,11 +289,11 @@ def lab(folder):
             except subprocess.TimeoutExpired:
                 server.kill()
 
-def write_notebook(path, source):
-    cell = dict(cell_type='code', execution_count=None, id='player', metadata={}, outputs=[],
-                source=source)
+def write_notebook(path, *sources):
+    cells = [dict(cell_type='code', execution_count=None, id=f'cell-{i}', metadata={}, outputs=[],
+                  source=source) for i, source in enumerate(sources)]
     kernel = dict(display_name='python3', language='python', name='python3')
-    path.write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4,
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4,
                                     nbformat_minor=5)))
 
 def open_and_run(page, address):
@@ -299,12 +304,12 @@ def open_and_run(page, address):
     run_cell(page)
     return Face(page)
 
-def run_cell(page):
-    "Shift+Enter in the first cell, again if JupyterLab has not taken it."
-    prompt = page.locator('.jp-Notebook .jp-Cell .jp-InputPrompt').first
+def run_cell(page, number=0):
+    "Shift+Enter in a cell, again if JupyterLab has not taken it."
+    prompt = page.locator('.jp-Notebook .jp-Cell .jp-InputPrompt').nth(number)
     before = prompt.inner_text()
     for _ in range(5):
-        page.locator('.jp-Notebook .jp-Cell .cm-content').first.click()
+        page.locator('.jp-Notebook .jp-Cell .cm-content').nth(number).click()
         page.keyboard.press('Shift+Enter')
         page.wait_for_timeout(2000)
         if prompt.inner_text() != before: return
@@ -312,7 +317,7 @@ def run_cell(page):
 
 @pytest.mark.skipif(not find_spec('jupyterlab'), reason='needs JupyterLab')
 def test_in_jupyterlab(browser, tmp_path):
-    "Everything that one can do; no shortcut leaks; the cell again; two views; reload."
+    "Everything that one can do; no shortcut leaks; reload; the cell again."
     write_notebook(tmp_path/'play.ipynb', NOTEBOOK.format(root=ROOT, out=tmp_path/'played'))
     with lab(tmp_path) as address:
         page = browser.new_page(viewport=dict(width=1280, height=900))
@@ -343,4 +348,69 @@ def test_in_jupyterlab(browser, tmp_path):
         rerun.until(lambda: rerun.stats()['number'] == 0 and not rerun.playing())
         rerun.start()
         rerun.until(lambda: rerun.stats()['painted'] > 5)
+        page.close()
+
+TROUBLE = """
+def trouble(made):
+    if made.number < stop_at: return
+    player.session.watchers.remove(trouble)
+    raise ValueError('the roof fell in')
+
+stop_at = player.session.shown.number + 40
+player.session.watchers.append(trouble)
+"""
+
+def interrupt_kernel(address):
+    "What the stop button of JupyterLab does."
+    base = address.removesuffix('/lab')
+    headers = {'Authorization': f'token {TOKEN}'}
+    def ask(path, **more):
+        request = urllib.request.Request(f'{base}/api/{path}', headers=headers, **more)
+        return urllib.request.urlopen(request, timeout=60).read()
+    kernel, = json.loads(ask('kernels'))
+    ask(f'kernels/{kernel["id"]}/interrupt', data=b'{}', method='POST')
+
+@pytest.mark.skipif(not find_spec('jupyterlab'), reason='needs JupyterLab')
+def test_two_views_an_interrupt_and_a_failure(browser, tmp_path):
+    "A key in one view moves both; an interrupt stops neither; what fails is said, and can go on."
+    notebook = NOTEBOOK.format(root=ROOT, out=tmp_path/'played')
+    write_notebook(tmp_path/'play.ipynb', notebook, 'player', TROUBLE)
+    with lab(tmp_path) as address:
+        page = browser.new_page(viewport=dict(width=1280, height=2600))
+        page.set_default_timeout(PATIENCE)
+        open_and_run(page, address)
+        run_cell(page, 1)
+        page.locator('.nfd-player').nth(1).wait_for()
+        first = Face(page, 0)
+        second = Face(page, 1)
+        second.start()
+        first.until(first.playing)
+        first.screen.click()
+        page.keyboard.down('KeyQ')
+        for face in (first, second): face.until(lambda f=face: f.stats()['label'] == 'turn left')
+        page.keyboard.up('KeyQ')
+        for face in (first, second): face.until(lambda f=face: f.stats()['label'] == 'noop')
+        first.pause()
+        second.until(lambda: second.stats()['number'] == first.stats()['number'])
+        np.testing.assert_array_equal(first.pixels(), second.pixels())
+
+        first.start()
+        interrupt_kernel(address)
+        page.wait_for_timeout(1000)
+        painted = second.stats()['painted']
+        second.until(lambda: second.stats()['painted'] > painted + 10)
+        second.screen.click()
+        page.keyboard.down('KeyW')
+        first.until(lambda: first.stats()['label'] == 'forward')
+        page.keyboard.up('KeyW')
+
+        run_cell(page, 2)
+        first.until(lambda: 'the roof fell in' in first.said())
+        for face in (first, second):
+            face.until(lambda f=face: f.root.locator('.nfd-bad').count() == 1)
+            assert not face.playing()
+        number = first.stats()['number']
+        first.start()
+        second.until(lambda: second.stats()['number'] > number + 5)
+        assert first.root.locator('.nfd-bad').count() == 0
         page.close()
