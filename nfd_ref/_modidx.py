@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'nfd_ref.speculation.beside': ('speculation.html#beside', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.best_size': ('speculation.html#best_size', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.expected_kept': ('speculation.html#expected_kept', 'nfd_ref/speculation.py'),
+                                     'nfd_ref.speculation.is_exact': ('speculation.html#is_exact', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.kept_per_draft': ('speculation.html#kept_per_draft', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.measure_rounds': ('speculation.html#measure_rounds', 'nfd_ref/speculation.py'),
                                      'nfd_ref.speculation.persistent_trace': ( 'speculation.html#persistent_trace',

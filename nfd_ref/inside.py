@@ -19,9 +19,10 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from .attention import rope
 from .doom import BUTTONS, Replay, observe
-from .engines import ENGINES, Merged, Native
+from .engines import ENGINES
 from .guidance import push
 from .pacing import NextAction
+from .speculation import is_exact
 from .storage import DatasetInfo, read_record
 from .streaming import bind_sampler
 from .video import VideoFolder
@@ -280,12 +281,11 @@ class Branches(Lens):
 def draft(self:Branches):
     "A frame for each action that is likely to come, none of them remembered."
     engine = self.shadow.engine
-    exact = isinstance(engine, Native) or not isinstance(engine, Merged)    # see 11_speculation
     self.drafts = {}
     for action in self.guesser.likeliest(self.action, self.count):
         before = engine.mark()
         self.drafts[action] = self.shadow.decode(self.shadow.make_frame(action))
-        if not exact: engine.rewind(before)
+        if not is_exact(engine): engine.rewind(before)
 
 @patch
 def show(self:Branches, came):
