@@ -35,8 +35,9 @@ def cmd_play(
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys.
-    With --keys: W A S D walk, Q E turn, R T walk in a curve, space stands still, x leaves; of other
-    game the digits, as shown below the picture. With --browser the page shows the keys."""
+    With --keys: W A S D walk, Q E turn, R T walk in a curve, space stands still, x leaves, + and -
+    change the frames drafted at once; of other game the digits, as shown below the picture. With
+    --browser the page shows the keys."""
     import numpy as np
     from nfd_ref.play import parse_actions, play, stroll
     from nfd_ref.session import Session, Setting

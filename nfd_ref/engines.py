@@ -146,30 +146,31 @@ class RingCache:
     ):
         self.window = cfg.window
         self.tokens = tokens
+        self.size = tokens                      # keys that a slot has room for
         self.like = like
         self.slots = cfg.window + 1 + ahead     # one more than seen: a pass can hold two frames
-        shape = (2, 1, cfg.heads, self.slots * tokens, cfg.d // cfg.heads)
+        shape = (2, 1, cfg.heads, self.slots * self.size, cfg.d // cfg.heads)
         self.kv = [like.new_zeros(shape).unbind() for _ in range(cfg.layers)]
         self.known = {}                         # what `seek` worked out before
 
     def seek(self,
         start,          # number of the first frame of a pass
-        f               # frames in it
-    ):                  # slots of tokens int64 [f*n]; what a frame may see [f, slots*n]: 0 or -inf
+        f,              # frames in it
+        rivals=1        # the last so many stand for one moment, and do not see each other
+    ):              # slots of tokens int64 [f*n]; what a frame may see [f, slots*size]: 0 or -inf
         "Where frames go and what they may see. Worked out once for each position in a full ring."
         room = max(self.slots - start, self.slots - self.window + 1)
         if f > room: raise ValueError(f'{f} frames at once, room for {room}: take a larger `ahead`')
-        key = (min(start, self.slots + start % self.slots), f)
+        key = (min(start, self.slots + start % self.slots), f, rivals)
         if key in self.known: return self.known[key]
         frames = torch.arange(start, start + f)
-        slots = (frames % self.slots)[:, None] * self.tokens + torch.arange(self.tokens)
-        last = start + f - 1
-        held = last - (last - torch.arange(self.slots)) % self.slots    # frame in a slot; < 0: none
-        ago = frames[:, None] - held
-        seen = (ago >= 0) & (ago < self.window) & (held >= 0)
-        mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
-        mask = mask.repeat_interleave(self.tokens, 1)
-        self.known[key] = (slots.flatten().to(self.like.device), mask.to(self.like))
+        slots = (frames % self.slots)[:, None] * self.size + torch.arange(self.tokens)
+        held = frames[-1] - (frames[-1] - torch.arange(self.slots)) % self.slots    # < 0: none
+        ago = frames.clamp(max=start + f - rivals)[:, None] - held
+        seen = (0 < ago) & (ago < self.window) & (held >= 0) | (held == frames[:, None])
+        mask = torch.full((f, self.slots, self.size), -torch.inf)
+        mask[:, :, :self.tokens].masked_fill_(seen[:, :, None], 0)
+        self.known[key] = (slots.flatten().to(self.like.device), mask.flatten(1).to(self.like))
         return self.known[key]
 
 # %% ../nbs/06b_engines.ipynb #e2c0ringvw
@@ -209,6 +210,7 @@ class Ring(Rolling):
     name = 'ring'
     precisions = (torch.float32, torch.bfloat16)
     holds = ('taken', 'pending', 'last')
+    rivals = 1              # frames of a pass that stand for the same moment
 
     def __init__(self, model, dtype=None, ahead=0):
         if type(model) is not DiT or model.cfg.chunk > 1:
@@ -243,14 +245,14 @@ class Ring(Rolling):
     def mask(self, seen): return seen.repeat_interleave(self.cache.tokens, 0)  # a row a token
     def core(self, *args, **kwargs): return self.fast.core(*args, **kwargs)
 
-    def locate(self, start, f):
+    def locate(self, start, f, rivals):
         "Where the frames from `start` on are, in time and in the ring: cos, sin, slots, mask."
-        slots, seen = self.cache.seek(start, f)
-        return *self.fast.turns(start, f, self.like), slots, self.mask(seen)
+        slots, seen = self.cache.seek(start, f, rivals)
+        return *self.fast.turns(start, f, self.like, rivals), slots, self.mask(seen)
 
     def inputs(self, start, t, a):
         "`PassInputs` of the frames from `start` on, with levels t [1, f] and actions a [1, f, k]."
-        return PassInputs(*self.modulation(t, a), *self.locate(start, t.shape[1]))
+        return PassInputs(*self.modulation(t, a), *self.locate(start, t.shape[1], self.rivals))
 
     def forward(self, x, inputs):
         "Latents [1, f, c, h, w] and their `PassInputs` -> velocity [1, f, c, h, w]: tensors alone."
@@ -389,12 +391,10 @@ class Native(Static):
         super().__init__(model, None, ahead)
         self.dtype = dtype or torch.float32
         self.kernel = Kernel(model, self.dtype, ahead=ahead)
+        self.cache.size = self.kernel.frame_keys
         self.cache.kv = self.kernel.kv
 
-    def mask(self, seen):
-        unused = self.kernel.padded_keys - seen.shape[1]
-        return torch.nn.functional.pad(seen, (0, unused), value=-torch.inf)
-
+    def mask(self, seen): return seen           # a row a frame
     def forward(self, x, inputs): return self.kernel(x, *vars(inputs).values())
 
 # %% ../nbs/06b_engines.ipynb #3b1b6303

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'COINS', 'FRAMES', 'BLOCK', 'REPEATS', 'CLIPS', 'MADE', 'LONG', 'JUDGED', 'Exam', 'read_keys',
-           'draft_quality', 'promised', 'from_record', 'as_keys', 'play_block', 'best_ms', 'time_blocks',
-           'measure_throughput', 'exam_of', 'as_record', 'Bench', 'bench_speculation', 'print_part']
+           'draft_quality', 'promised', 'from_record', 'as_keys', 'time_frames', 'best_of', 'measure_throughput',
+           'exam_of', 'as_record', 'Bench', 'bench_speculation', 'print_part']
 
 # %% ../nbs/11c_gains.ipynb #1c000006
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ import numpy as np
 from fastcore.basics import patch
 from .judge import IDMConfig, InverseDynamics, action_scores, judge
 from .measures import frame_scores, interval, normal_range, texture_distance
-from .pacing import Costs, NextAction, measure_costs, measure_paced
+from .pacing import WAYS, Costs, NextAction, measure_costs, measure_paced, spread
 from .speculation import (
     RoundCosts, kept_per_draft, measure_rounds, persistent_trace, run_lengths)
-from .speed import card, still, timed
+from .speed import card, still, timed, work
 from .storage import (
     JudgeInfo, SpeculationRecord, load_model, read_record, write_record)
 from .streaming import rollout
@@ -85,7 +85,9 @@ def from_record(found):
     "`Costs`, as a record holds them."
     one = {int(size): ms for size, (ms, _) in found['rounds'].items()}
     all_ = {int(size): ms for size, (_, ms) in found['rounds'].items()}
-    return Costs(RoundCosts(one, all_, found['decode']), found['again'], found['jitter'])
+    first, again = ({int(count): ms for count, ms in found[name].items()}
+                    for name in ('first', 'again'))
+    return Costs(RoundCosts(one, all_, found['decode']), first, again, found['jitter'])
 
 # %% ../nbs/11c_gains.ipynb #1b00002a
 SIZES = tuple(range(1, 9))
@@ -105,20 +107,23 @@ def as_keys(
     return keys
 
 # %% ../nbs/11c_gains.ipynb #1c00004e
-def play_block(world, actions):
-    for action in actions: world.step(action)
-
-def best_ms(repeats): return float(np.min(repeats, 0).sum())     # each block at its best
-
-def time_blocks(worlds, trace, start):
-    "Every world along a trace, block by block in turns: {size: [blocks] ms}."
+def time_frames(worlds, trace, start):
+    "Every world along a trace, block by block in turns: {size: [frames] ms}."
     ms = {size: [] for size in worlds}
     for world in worlds.values(): world.reset(start)
     for at in range(0, len(trace), BLOCK):
         for size, world in worlds.items():
-            play = partial(play_block, world, trace[at:at + BLOCK])
-            ms[size].append(timed(play, world.device)[1])
+            for action in trace[at:at + BLOCK]:
+                ms[size].append(timed(partial(world.step, action), world.device)[1])
     return ms
+
+def best_of(
+    repeats             # of the same frames, [frames] ms each
+):                      # [frames] ms
+    "Each block as it was when it was quickest."
+    cuts = range(BLOCK, len(repeats[0]), BLOCK)
+    blocks = zip(*(np.split(np.array(ms), cuts) for ms in repeats))
+    return np.concatenate([min(several, key=np.sum) for several in blocks])
 
 # %% ../nbs/11c_gains.ipynb #1b00002b
 def measure_throughput(
@@ -129,20 +134,24 @@ def measure_throughput(
     "Every size on every trace, blocks of frames in turns. Pictures are included."
     found = {}
     for name, trace in traces.items():
-        turns = [time_blocks(worlds, trace, start) for _ in range(REPEATS)]
-        ms = {size: best_ms([turn[size] for turn in turns]) / len(trace) for size in worlds}
+        turns = [time_frames(worlds, trace, start) for _ in range(REPEATS)]
+        frames = {size: best_of([turn[size] for turn in turns]) for size in worlds}
+        alone = frames[1].mean()
         found[name] = {}
         for size, world in worlds.items():
-            row = dict(ms=round(ms[size], 3), speedup=round(ms[1] / ms[size], 4))
+            ms = frames[size].mean()
+            row = dict(ms=round(ms, 3), speedup=round(alone / ms, 4), latency=spread(frames[size]))
             if size != 'auto': row['kept'] = round(kept_per_draft(run_lengths(trace), size), 3)
-            found[name][str(size)] = row | world.account.summary()
+            row |= world.account.summary()
+            operations = work(world, row['passes_per_frame'])['flops']
+            found[name][str(size)] = row | dict(gflop_per_frame=round(operations / 1e9, 3))
     return found
 
 # %% ../nbs/11c_gains.ipynb #1b00002f
 CLIPS = 64              # of the exam, as in `evaluate`
 MADE = 15               # frames of each that are made
 LONG = 300              # frames of the long walk
-JUDGED = (1, 2, 4, 8)   # sizes whose quality is measured
+JUDGED = (*SIZES, 'auto')       # whose quality is measured
 
 def exam_of(
     data,                   # folder of video
@@ -163,11 +172,13 @@ def as_record(costs):
     rounds = {str(size): [round(costs.rounds.one[size], 3), round(ms, 3)]
               for size, ms in costs.rounds.all.items()}
     kappa = {size: round(ms / rounds['1'][1], 3) for size, (_, ms) in rounds.items()}
+    def guesses(times): return {str(count): round(ms, 3) for count, ms in times.items()}
     return dict(
         rounds=rounds,
         kappa=kappa,
         decode=round(costs.rounds.decode, 3),
-        again=round(costs.again, 3),
+        first=guesses(costs.first),
+        again=guesses(costs.again),
         jitter=costs.jitter)
 
 # %% ../nbs/11c_gains.ipynb #1b000030
@@ -200,7 +211,8 @@ def costs(self:Bench, found):
     costs = measure_costs(self.worlds[1])
     alone = costs.rounds.all[1]
     costs.rounds = measure_rounds(self.worlds[SIZES[-1]], SIZES, repeat=15)
-    costs.again *= costs.rounds.all[1] / alone
+    for times in (costs.first, costs.again):        # said in frames of the longest ring
+        for count in times: times[count] *= costs.rounds.all[1] / alone
     return as_record(costs)
 
 @patch
@@ -217,19 +229,21 @@ def paced(self:Bench, found):
     space = self.worlds[1].space
     rapid = [persistent_trace(space, 600, .5, seed) for seed in range(5)]
     traces = dict(recorded=self.test, rapid=rapid)
-    return measure_paced(
-        self.worlds[1], from_record(found['costs']), traces, NextAction(self.train))
+    widest = self.worlds[WAYS['paper'].speculate]
+    return measure_paced(widest, from_record(found['costs']), traces, NextAction(self.train))
 
 @patch
 def quality(self:Bench, found):
     "What drafts do to the picture."
-    return {str(size): draft_quality(self.worlds[size], self.exam) for size in JUDGED}
+    known = found.get('quality', {})
+    return known | {str(size): draft_quality(self.worlds[size], self.exam)
+                    for size in JUDGED if str(size) not in known}
 
 # %% ../nbs/11c_gains.ipynb #1b000031
 def bench_speculation(
     bench,                  # `Bench`
     name,                   # of the world in the record
-    out=None,               # JSON file: parts that it holds already are kept
+    out=None,               # JSON file: what it holds already is kept
     clocks=True             # False: only what needs no quiet machine, the quality
 ):                          # `SpeculationRecord`
     "Card, costs, throughput, the paced game, quality: printed and written as they come."
@@ -243,7 +257,7 @@ def bench_speculation(
     if clocks: bench.start()
     else: bench.start(JUDGED)
     for part in parts:
-        if part.__name__ in found: continue
+        if part.__name__ in found and part != bench.quality: continue
         found[part.__name__] = part(found)
         print(f'{name}: {part.__name__}', flush=True)
         print_part(part.__name__, found[part.__name__])

@@ -20,8 +20,10 @@ extern "C" int run(                                 // 1: a slot that the ring d
     const Network *net, const Inputs *given, int frames, int threads
 ) {
     const int rows = frames * TOKENS;
-    for (int row = 0; row < rows; row++)
-        if (given->slots[row] < 0 || given->slots[row] >= SLOTS * TOKENS) return 1;
+    for (int row = 0; row < rows; row++) {
+        int64_t slot = given->slots[row];
+        if (slot < 0 || slot >= KEYS || slot % FRAME_KEYS != row % TOKENS) return 1;
+    }
     const Pass pass = {*net, *given, frames, rows};
     #pragma omp parallel num_threads(threads)
     {
@@ -124,9 +126,11 @@ static inline void attention_half(const Pass &pass, int l) {
     for (int unit = 0; unit < rows / QUERIES * HEADS; unit++) {
         int row = unit / HEADS * QUERIES;
         int head = unit % HEADS * HEAD;
-        attend<QUERIES, HEAD, KEYS>(
+        int frame = row / TOKENS;
+        attend<QUERIES, HEAD, KEYS, FRAME_KEYS>(
             queries + row * D + head, D, layer.keys + head * KEYS, layer.values + head * KEYS,
-            pass.given.mask + row / TOKENS * KEYS, net.operand + row * D + head);
+            pass.given.mask + frame * KEYS, pass.given.slots[frame * TOKENS],
+            net.operand + row * D + head);
     }
     // -- out
     product<ROWS>(net.operand, rows, D, layer.out, D, [&](int row, int output, vec sums) {
@@ -234,7 +238,6 @@ class Layer(ctypes.Structure):
         values='num')               # and panels of channels
     _fields_ = [(name, ctypes.c_void_p) for name in points_to]
 
-# %% ../nbs/06d_kernel.ipynb #350de01c
 class Network(ctypes.Structure):
     "Addresses that belong to the whole network."
     points_to = dict(
@@ -250,7 +253,6 @@ class Network(ctypes.Structure):
         hidden='num')               # of the MLP [rows, hidden]
     _fields_ = [(name, ctypes.c_void_p) for name in points_to]
 
-# %% ../nbs/06d_kernel.ipynb #98a84e82
 class Inputs(ctypes.Structure):
     "Addresses that belong to one pass. A row is one token of one frame."
     points_to = dict(
@@ -264,7 +266,6 @@ class Inputs(ctypes.Structure):
         velocity='float')                   # like x
     _fields_ = [(name, ctypes.c_void_p) for name in points_to]
 
-# %% ../nbs/06d_kernel.ipynb #7718315d
 def declare(
     struct              # `Layer`, `Network`, `Inputs`
 ):                      # C++
@@ -314,13 +315,13 @@ class Kernel:
         self.dtype = dtype
         self.width = width
         self.slot_count = model.cfg.window + 1 + ahead
-        keys = self.slot_count * model.cfg.tokens
-        self.padded_keys = -(-keys // PANEL_MULTIPLE) * PANEL_MULTIPLE      # rounded up
+        self.frame_keys = -(-model.cfg.tokens // PANEL_MULTIPLE) * PANEL_MULTIPLE   # rounded up
+        self.keys = self.slot_count * self.frame_keys
         self.constants = self.choose_constants(model)
-        require_stack(self.constants['QUERIES'], self.padded_keys)
+        require_stack(self.constants['QUERIES'], self.keys)
         self.run = compile_cpp(self.source()).run
-        self.kv = [(self.zeros(self.padded_keys * self.cfg.d),
-                    self.zeros(self.padded_keys * self.cfg.d)) for _ in model.blocks]
+        self.kv = [(self.zeros(self.keys * self.cfg.d), self.zeros(self.keys * self.cfg.d))
+                   for _ in model.blocks]
         self.kept = []
         self.crews = [Crew() for _ in range(self.slot_count)]       # by frames in a pass
         self.network = self.hand_over(model)
@@ -343,8 +344,8 @@ def choose_constants(self:Kernel, model):
         HIDDEN=model.blocks[0].mlp.hidden,
         TOKENS=cfg.tokens,
         PATCH=cfg.latents * cfg.patch**2,
-        SLOTS=self.slot_count,
-        KEYS=self.padded_keys,
+        FRAME_KEYS=self.frame_keys,
+        KEYS=self.keys,
         ROWS=largest_divisor(cfg.tokens, registers),
         QUERIES=largest_divisor(cfg.tokens, 8))
 
@@ -411,10 +412,9 @@ def shapes(self:Kernel,
         final_modulation=(1, f, 1, 2 * cfg.d),
         cos=(rows, angles),
         sin=(rows, angles),
-        mask=(f, self.padded_keys),
+        mask=(f, self.keys),
         slots=(rows,))
 
-# %% ../nbs/06d_kernel.ipynb #cfa01101
 @patch
 def __call__(self:Kernel,
     x,                  # noisy latents [1, f, c, h, w]
@@ -423,7 +423,7 @@ def __call__(self:Kernel,
     cos,                # of the tokens' positions, [f*n, d/heads/2]
     sin,
     slots,              # where in the ring the tokens' keys and values go, int64 [f*n]
-    mask                # what each frame may see, [f, `padded_keys`]: 0 or -inf
+    mask                # what each frame may see, [f, `keys`]: 0 or -inf
 ):                      # velocity, like x
     "One pass. `ValueError` if a shape is wrong or a slot does not exist."
     f = x.shape[1]

@@ -10,11 +10,13 @@ __all__ = ['WAYS', 'NextAction', 'Key', 'key_events', 'Way', 'Played', 'PacedGam
 # %% ../nbs/11b_pacing.ipynb #1b000006
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 import numpy as np
 from fastcore.basics import patch
-from .speculation import AUTO_MOST, Adaptive, RoundCosts, beside, measure_rounds
+from .speculation import (
+    AUTO_MOST, BRANCHES, Adaptive, RoundCosts, beside, measure_rounds)
 from .speed import still, timed
 
 # %% ../nbs/11b_pacing.ipynb #1b000009
@@ -67,13 +69,14 @@ class Way:
     "A way to play."
     speculate: int = 1      # frames of a draft, made at a tick
     branches: int = 0       # actions that a frame is prepared for, in a gap
+    batch: int = 1          # of them at once, at most
     early: bool = False     # a key's picture is shown at once, not at the next tick
 
 WAYS = dict(
     none=Way(),
     paper=Way(speculate=4),
     sequential=Way(branches=1),
-    branches=Way(branches=4))
+    branches=Way(branches=BRANCHES, batch=BRANCHES))
 
 # %% ../nbs/11b_pacing.ipynb #1b200003
 @dataclass
@@ -113,7 +116,7 @@ class PacedGame:
         self.guesser = guesser or NextAction()
         self.period = period
         self.read = 0       # keys that were read
-        self.usual = {}     # {'first' guess of a gap, 'other': seconds it took lately}
+        self.usual = {}     # {(guesses at once, is it the first of a gap?): seconds, lately}
         self.played = Played()
 
     def run(self, frames, action):
@@ -159,13 +162,29 @@ def tick(self:PacedGame, due):
 def fill_gap(self:PacedGame, until):
     """Guess while there is time for one more guess, then rest. Only the likeliest is decoded too.
     In an early game a key ends the rest."""
-    for i, guess in enumerate(self.guesser.likeliest(self.action, self.way.branches)):
-        lately = self.usual.setdefault('other' if i else 'first', deque([1e-3], maxlen=9))
-        needed = np.median(lately) if i else 1e-3   # the first is begun if there is any time
-        if self.clock.now() + needed > until or self.key_is_down(): break
-        lately.append(self.work('guess', self.world.prepare, guess, i == 0))
+    guesses = self.guesser.likeliest(self.action, self.way.branches)
+    first = True
+    while guesses and not self.key_is_down():
+        count = self.fitting(until - self.clock.now(), min(len(guesses), self.way.batch), first)
+        if not count: break
+        prepare = partial(self.world.prepare, *guesses[:count], picture=first)
+        self.lately(count, first).append(self.work('guess', prepare))
+        guesses = guesses[count:]
+        first = False
     if self.way.early and self.read < len(self.keys): until = min(until, self.keys[self.read].time)
     self.clock.sleep(until)
+
+@patch
+def lately(self:PacedGame, count, first):
+    "Seconds that so many guesses took, the last times. Nothing known: they are tried."
+    return self.usual.setdefault((count, first), deque([1e-3], maxlen=9))
+
+@patch
+def fitting(self:PacedGame, seconds, most, first):
+    "Guesses at once that fit, or 0. One is begun in any time, if it is the first."
+    counts = range(most, first, -1)
+    fit = [count for count in counts if np.median(self.lately(count, first)) <= seconds]
+    return fit[0] if fit else int(first and seconds > 1e-3)
 
 @patch
 def key_is_down(self:PacedGame):
@@ -191,7 +210,8 @@ class PaperClock:
 class Costs:
     "What the pieces of a game take, measured."
     rounds: RoundCosts
-    again: float            # ms of another guess, when the past has been taken in already
+    first: dict             # {guesses at once: ms}, the first of a gap: the past is taken in, too
+    again: dict             # {guesses at once: ms}, others
     jitter: list            # frame times of a real world, each over their median
 
 class PaperWorld:
@@ -211,12 +231,16 @@ class PaperWorld:
 
 # %% ../nbs/11b_pacing.ipynb #1b000018
 @patch
-def prepare(self:PaperWorld, action, picture=True):
+def prepare(self:PaperWorld, action, *others, picture=True):
     "As `Speculator.prepare`."
-    if action in self.prepared: return
-    draft = self.costs.again if self.prepared else self.costs.rounds.ms(1, 1)
-    self.spend(draft + picture * self.costs.rounds.decode)
-    self.prepared[action] = picture
+    guesses = dict.fromkeys((action, *others))
+    missing = [guess for guess in guesses if guess not in self.prepared]
+    if missing:
+        costs = self.costs.again if self.prepared else self.costs.first
+        self.spend(costs[len(missing)])
+        self.prepared |= dict.fromkeys(missing, False)
+    if picture and not self.prepared[action]: self.spend(self.costs.rounds.decode)
+    self.prepared[action] |= picture
     self.left = 0
     self.kept = 1
 
@@ -233,7 +257,7 @@ def step(self:PaperWorld, action):
     else:
         if self.adaptive: self.speculate = self.adaptive.choose()
         draft = self.costs.rounds.ms(self.speculate, self.kept)
-        if self.prepared: draft = self.costs.again
+        if self.prepared: draft = self.costs.again[1]
         self.spend(draft + self.costs.rounds.decode)
         self.left = self.speculate - 1
         self.kept = 1
@@ -247,17 +271,27 @@ def measure_costs(
 ):                      # `Costs` of single frames
     "What guesses and frames take here. `reset` the world afterwards."
     rounds = measure_rounds(world, (1,), repeat=15)
-    others = [(choice,) + tuple(world.space.rest[1:]) for choice in range(2)]
-    first = []
-    again = []
+    guesses = list(product(*map(range, world.space.sizes)))[:BRANCHES]
+    def took(*actions):
+        return timed(partial(world.prepare, *actions, picture=False), world.device)[1]
+
+    first = {count: [] for count in range(1, len(guesses) + 1)}
+    again = {count: [] for count in range(1, len(guesses))}
     for _ in range(15):
-        world.step_latent(others[0])
-        for choice, ms in zip(others, (first, again)):
-            ms.append(timed(partial(world.prepare, choice, False), world.device)[1])
-    world.step(others[0])                       # this one was ready
-    steps = [timed(partial(world.step, others[0]), world.device)[1] for _ in range(frames)]
+        for count in first:
+            world.step_latent(guesses[0])
+            first[count].append(took(*guesses[:count]))
+        for count in again:
+            world.step_latent(guesses[0])
+            took(guesses[0])
+            again[count].append(took(*guesses[1:1 + count]))
+
+    world.step(guesses[0])                      # this one was ready
+    steps = [timed(partial(world.step, guesses[0]), world.device)[1] for _ in range(frames)]
     jitter = (np.array(steps) / np.median(steps)).round(3).tolist()
-    return Costs(rounds, beside(again, first) * rounds.all[1], jitter)
+    def usual(times):
+        return {count: beside(ms, first[1]) * rounds.all[1] for count, ms in times.items()}
+    return Costs(rounds, usual(first), usual(again), jitter)
 
 # %% ../nbs/11b_pacing.ipynb #1b00002d
 def spread(ms):
@@ -281,8 +315,9 @@ def summary(played):
 def paced_ways():
     "The ways to play that a record compares: {name: `Way`}."
     ways = dict(WAYS)
-    for name in ('none', 'branches'):
-        ways[f'{name}, early'] = Way(WAYS[name].speculate, WAYS[name].branches, early=True)
+    ways['branches, one by one'] = replace(WAYS['branches'], batch=1)
+    for name in ('none', 'branches', 'branches, one by one'):
+        ways[f'{name}, early'] = replace(ways[name], early=True)
     return ways
 
 def on_paper(traces, costs, way, guesser, period):
@@ -304,13 +339,13 @@ def drafts_on_paper(traces, costs, guesser, period):
 
 # %% ../nbs/11b_pacing.ipynb #1b200008
 def measure_paced(
-    world,                  # `Speculator` that drafts one frame
+    world,                  # `Speculator` with room for the drafts of all ways
     costs,                  # `Costs`, with the rounds of all ways
     traces,                 # {name: list of int [f, k]}
     guesser,                # `NextAction`
     real_frames=200         # of the games in real time
 ):      # {'paper': {trace: {way: dict}}, 'drafts': {trace: {size: dict}}, 'real': {way: dict}}
-    "Games on paper along all traces, and two in real time."
+    "Games on paper along all traces; one in real time for each way that rests for its tick."
     period = 1 / world.fps
     found = dict(paper={}, drafts={}, real={})
     for name, several in traces.items():
@@ -320,9 +355,10 @@ def measure_paced(
         found['drafts'][name] = drafts_on_paper(several, costs, guesser, period)
 
     trace = next(iter(traces.values()))[0][:real_frames]
-    for way_name in ('none', 'branches'):
+    for way_name, way in WAYS.items():
+        world.speculate = way.speculate
         world.reset(still(world))
         keys = key_events(trace, period)
-        game = PacedGame(world, RealClock(), keys, WAYS[way_name], guesser, period)
+        game = PacedGame(world, RealClock(), keys, way, guesser, period)
         found['real'][way_name] = summary(game.run(len(trace), trace[0].tolist()))
     return found

@@ -154,11 +154,12 @@ static inline vec exp(vec x) {
 
 # %% ../nbs/06c_panels.ipynb #9c1aa966
 ATTEND = r'''
-// keys: panels of WIDTH tokens; values: panels of WIDTH channels; mask [KEPT], 0 or -inf
-template <int ASKING, int CHANNELS, int KEPT>
+// keys: panels of WIDTH tokens; values: panels of WIDTH channels; mask [KEPT], 0 or -inf;
+// the queries' own frame has the OWN keys from number `first` on, and comes last
+template <int ASKING, int CHANNELS, int KEPT, int OWN>
 static inline void attend(
     const num *queries, int stride, const num *keys, const num *values, const float *mask,
-    num *out
+    int first, num *out
 ) {
     float scores[ASKING][KEPT], total[ASKING];
     num shares[ASKING][KEPT];              // e^(score - largest score)
@@ -166,13 +167,18 @@ static inline void attend(
     int from[KEPT / WIDTH], to[KEPT / WIDTH], spans = 0;    // of panels in which a key is seen
 
     // scores: queries times keys, where anything is seen
-    for (int key = 0; key < KEPT; key += WIDTH) {
-        if (largest(at(mask + key)) < 0) continue;
-        if (!spans || to[spans - 1] < key) from[spans++] = key;
-        to[spans - 1] = key + WIDTH;
-        panel<ASKING>(queries, stride, keys + key * CHANNELS, CHANNELS, sums);
-        for (int q = 0; q < ASKING; q++) at(scores[q] + key) = sums[q] + at(mask + key);
-    }
+    auto score = [&](int begin, int end) {
+        for (int key = begin; key < end; key += WIDTH) {
+            if (largest(at(mask + key)) < 0) continue;
+            if (!spans || to[spans - 1] != key) from[spans++] = key;
+            to[spans - 1] = key + WIDTH;
+            panel<ASKING>(queries, stride, keys + key * CHANNELS, CHANNELS, sums);
+            for (int q = 0; q < ASKING; q++) at(scores[q] + key) = sums[q] + at(mask + key);
+        }
+    };
+    score(0, first);
+    score(first + OWN, KEPT);
+    score(first, first + OWN);
 
     // softmax, not yet divided by its sum
     for (int q = 0; q < ASKING; q++) {
@@ -193,10 +199,10 @@ static inline void attend(
 
     // answer: shares times values, divided by the sum of the shares
     for (int channel = 0; channel < CHANNELS; channel += WIDTH) {
-        const num *own = values + channel * KEPT;
+        const num *mine = values + channel * KEPT;
         for (int q = 0; q < ASKING; q++) sums[q] = vec{};
         for (int span = 0; span < spans; span++)
-            add_panel<ASKING>(shares[0] + from[span], KEPT, own + from[span] * WIDTH,
+            add_panel<ASKING>(shares[0] + from[span], KEPT, mine + from[span] * WIDTH,
                               to[span] - from[span], sums);
         for (int q = 0; q < ASKING; q++) put(out + q * stride + channel, sums[q] / total[q]);
     }

@@ -147,8 +147,7 @@ def __repr__(self:World):
 
 # %% ../nbs/06_streaming.ipynb #d64e115d
 def tokenizer_of(folder):
-    """Folder of a world's tokenizer: worlds can share one, world.json names its folder from its
-    own."""
+    "Folder of a world's tokenizer: several can share one, world.json says where it is."
     return Path(folder)/read_record(Path(folder)/'world.json', WorldInfo).tokenizer
 
 @patch(cls_method=True)
@@ -327,8 +326,9 @@ def _make(self:World,
 @patch
 def newest(self:World):
     "The newest frame of the past, uint8 [h, w, 3]."
-    latents, frame = self.seen
-    return frame if latents is self.engine.last else self.decode(self.engine.last)
+    last = self.engine.last
+    if self.seen[0] is not last: self.seen = last, self.decode(last)
+    return self.seen[1]
 
 @patch
 def sampler_for(self:World, actions, frames=None):

@@ -272,7 +272,8 @@ def require_shapes(self:DiT, x, t, actions):
 def turns(self:DiT,
     start,              # position of the first frame
     f,                  # frames
-    like                # a tensor of the wanted device and precision
+    like,               # a tensor of the wanted device and precision
+    rivals=1            # the last so many have the same position
 ):                      # (cos, sin), [f*n, dim/2] each
     "The turns of `f` frames from position `start`; made for 64 starts at once, and remembered."
     offset = start % 64
@@ -283,7 +284,8 @@ def turns(self:DiT,
         with torch.inference_mode(False):   # what is remembered must serve training too
             angles = self._angles(range(first, first + 63 + f))
             self._turns[key] = [z.to(like.device, like.dtype) for z in (angles.cos(), angles.sin())]
-    return [z[offset:offset + f].flatten(0, 1) for z in self._turns[key]]
+    moments = (offset + torch.arange(f)).clamp(max=offset + f - rivals)
+    return [z[moments].flatten(0, 1) for z in self._turns[key]]
 
 @patch
 def _angles(self:DiT, frames):

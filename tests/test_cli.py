@@ -233,6 +233,9 @@ def test_keys_in_a_real_terminal(tmp_path, capsys):
     terminal.read('\nforward ')
     terminal.press('qe')                                # two keys at once: the last one counts
     terminal.read('\nturn right ')
+    terminal.press('+')                                 # two frames at once, from the beginning
+    terminal.read('drafts: ')
+    terminal.read('\nturn right ')
     terminal.press('x')
     assert re.search(r'\d+ frames -> ', terminal.read('k.json'))
     assert os.waitpid(terminal.pid, 0)[1] == 0

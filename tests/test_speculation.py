@@ -142,9 +142,56 @@ def test_prepared_frames_are_those_that_would_have_come(worlds, engine):
         draft_size(drafting, 1)
         begin(drafting, plain)
         for action, some in zip(trace, guesses):
-            for guess in some: drafting.prepare(guess)
+            if some: drafting.prepare(*some)
             assert torch.equal(drafting.step_latent(action), plain.step_latent(action))
     with mock.patch.object(drafting, 'decode', lambda latents: None): check()
+
+def test_branches_are_one_batch_and_the_same_bits(worlds):
+    drafting, plain = worlds('native')
+    draft_size(drafting, 1)
+    counted = []
+    real = drafting.engine.forward
+    def forward(x, inputs):
+        counted.append(x.shape[1])
+        return real(x, inputs)
+
+    @FEW
+    @given(trace=ACTIONS, order=st.permutations([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]))
+    def check(trace, order):
+        begin(drafting, plain)
+        for action in trace:
+            counted.clear()
+            waiting = drafting.current is not None          # it enters with the first pass
+            drafting.prepare(*order)
+            assert counted == [6 + waiting] + [6] * (drafting.steps - 1)
+            assert torch.equal(drafting.step_latent(action), plain.step_latent(action))
+        assert drafting.account.drafted == 6 * len(trace)
+        assert drafting.account.discarded == 5 * len(trace)
+    with (mock.patch.object(drafting, 'decode', lambda latents: None),
+          mock.patch.object(drafting.engine, 'forward', forward)): check()
+
+@pytest.mark.parametrize('engine', [name for name in ABLE if name != 'rolling'])
+def test_every_ring_makes_rivals(worlds, engine):
+    drafting, plain = worlds(engine)
+    begin(drafting, plain)
+    shown_by(drafting, [(2, 1)] * 6)                # the window has turned over
+    shown_by(plain, [(2, 1)] * 6)
+    drafting.settle()
+    actions = torch.tensor([[[1, 0], [0, 1], [2, 1]]])
+    noises = [torch.cat([drafting.noise(drafting.engine.next, kind)] * 3, 1)
+              for kind in (START_NOISE, FRESH_NOISE)]
+    made = {}
+    for make in ('make_rivals', 'make_frame'):
+        before = drafting.engine.mark()
+        with torch.inference_mode():
+            made[make] = getattr(drafting.engine, make)(
+                drafting.sample, noises[0], actions, noises[1])
+        drafting.engine.rewind(before)
+
+    alone = torch.cat([plain.make_frame(action) for action in actions[0]], 1)
+    assert torch.allclose(made['make_rivals'], alone, atol=1e-3)
+    assert torch.equal(made['make_rivals'], alone) or engine != 'native'
+    assert not torch.allclose(made['make_frame'], alone, atol=1e-3)     # frames that follow
 
 @pytest.mark.parametrize('size', range(2, MOST + 1))
 @pytest.mark.parametrize('change', range(1, 2 * MOST))
@@ -313,7 +360,9 @@ def test_auto_measures_itself_once_and_plays_the_same_frames_as_none():
 
 # ---- a paced game
 
-ONE_EACH = Costs(RoundCosts({1: 1., MOST: 1.}, {1: 1., MOST: 1.}, 0.), 1., [1.])    # ms a draft
+ONE_EACH = Costs(RoundCosts({1: 1., MOST: 1.}, {1: 1., MOST: 1.}, 0.),      # ms a draft
+                 first={n: float(n) for n in range(1, 5)}, again={n: float(n) for n in range(1, 4)},
+                 jitter=[1.])
 
 @FEW
 @given(trace=ACTIONS, guesses=st.lists(ACTIONS.map(lambda some: some[:2]), min_size=14,
@@ -327,7 +376,7 @@ def test_the_paper_world_keeps_the_rules_of_the_real_one(worlds, trace, guesses,
     with mock.patch.object(drafting, 'decode', lambda latents: None):
         for action, some in zip(trace, guesses):
             for world in (drafting, paper):
-                for guess in some[:len(some) * (sum(action) % 2)]: world.prepare(guess)
+                if some and sum(action) % 2: world.prepare(*some)
                 world.step(action)
             assert round(1e3 * clock.now()) == drafting.account.drafts
 
