@@ -296,7 +296,7 @@ def measure_costs(
 # %% ../nbs/11b_pacing.ipynb #1b00002d
 def spread(ms):
     "Median, the one that nineteen of twenty stay under, the worst."
-    if not ms: return None
+    if len(ms) == 0: return None
     median, p95, worst = np.percentile(ms, (50, 95, 100)).round(2).tolist()
     return dict(median=median, p95=p95, worst=worst)
 
