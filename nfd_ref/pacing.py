@@ -106,6 +106,7 @@ class PacedGame:
         clock,              # `RealClock` or `PaperClock`
         keys,               # list of `Key`, in order
         way,                # a `Way`
+        costs,              # `Costs`: what guesses take, until the game knows it better
         guesser=None,       # `NextAction`, for branches
         period=.05          # seconds between two ticks
     ):
@@ -116,8 +117,13 @@ class PacedGame:
         self.guesser = guesser or NextAction()
         self.period = period
         self.read = 0       # keys that were read
-        self.usual = {}     # {(guesses at once, is it the first of a gap?): seconds, lately}
         self.played = Played()
+
+        decode = costs.rounds.decode
+        first = {(count, True): ms + decode for count, ms in costs.first.items()}
+        again = {(count, False): ms for count, ms in costs.again.items()}
+        known = first | again | {'picture': decode}     # {(guesses at once, first of a gap?): ms}
+        self.lately = {kind: deque([ms / 1e3], maxlen=9) for kind, ms in known.items()}
 
     def run(self, frames, action):
         "Play so many frames from this action on: `Played`."
@@ -159,32 +165,38 @@ def tick(self:PacedGame, due):
 
 # %% ../nbs/11b_pacing.ipynb #1b000014
 @patch
+def guess(self:PacedGame, kind, prepare):
+    "Do it, and keep what it took."
+    what = 'picture' if kind == 'picture' else 'guess'
+    self.lately[kind].append(self.work(what, prepare))
+
+@patch
 def fill_gap(self:PacedGame, until):
-    """Guess while there is time for one more guess, then rest. Only the likeliest is decoded too.
-    In an early game a key ends the rest."""
+    """Guess while there is time for one more guess, decode while there is time for one more
+    picture, then rest. In an early game a key ends the rest."""
     guesses = self.guesser.likeliest(self.action, self.way.branches)
-    first = True
-    while guesses and not self.key_is_down():
-        count = self.fitting(until - self.clock.now(), min(len(guesses), self.way.batch), first)
+    made = 0
+    while made < len(guesses) and not self.key_is_down():
+        most = min(len(guesses) - made, self.way.batch)
+        count = self.fitting(until - self.clock.now(), most, not made)
         if not count: break
-        prepare = partial(self.world.prepare, *guesses[:count], picture=first)
-        self.lately(count, first).append(self.work('guess', prepare))
-        guesses = guesses[count:]
-        first = False
+        prepare = partial(self.world.prepare, *guesses[made:made + count], picture=not made)
+        self.guess((count, not made), prepare)
+        made += count
+
+    for guess in guesses[1:made]:
+        needed = np.median(self.lately['picture'])
+        if self.key_is_down() or self.clock.now() + needed > until: break
+        self.guess('picture', partial(self.world.prepare, guess))
     if self.way.early and self.read < len(self.keys): until = min(until, self.keys[self.read].time)
     self.clock.sleep(until)
 
 @patch
-def lately(self:PacedGame, count, first):
-    "Seconds that so many guesses took, the last times. Nothing known: they are tried."
-    return self.usual.setdefault((count, first), deque([1e-3], maxlen=9))
-
-@patch
 def fitting(self:PacedGame, seconds, most, first):
     "Guesses at once that fit, or 0. One is begun in any time, if it is the first."
-    counts = range(most, first, -1)
-    fit = [count for count in counts if np.median(self.lately(count, first)) <= seconds]
-    return fit[0] if fit else int(first and seconds > 1e-3)
+    counts = [count for count in range(1, most + 1) if (count, first) in self.lately]
+    fit = [count for count in counts if np.median(self.lately[count, first]) <= seconds]
+    return fit[-1] if fit else int(first and seconds > 1e-3)
 
 @patch
 def key_is_down(self:PacedGame):
@@ -327,7 +339,7 @@ def on_paper(traces, costs, way, guesser, period):
         clock = PaperClock()
         paper = PaperWorld(costs, clock, way.speculate, seed)
         keys = key_events(trace, period, seed)
-        game = PacedGame(paper, clock, keys, way, guesser, period)
+        game = PacedGame(paper, clock, keys, way, costs, guesser, period)
         total += game.run(len(trace), trace[0].tolist())
     return summary(total)
 
@@ -359,6 +371,6 @@ def measure_paced(
         world.speculate = way.speculate
         world.reset(still(world))
         keys = key_events(trace, period)
-        game = PacedGame(world, RealClock(), keys, way, guesser, period)
+        game = PacedGame(world, RealClock(), keys, way, costs, guesser, period)
         found['real'][way_name] = summary(game.run(len(trace), trace[0].tolist()))
     return found

@@ -393,7 +393,7 @@ def test_keys_come_in_the_frame_before_the_one_they_change(trace, seed):
 def test_a_game_that_is_fast_enough_answers_every_key(trace, way):
     clock = PaperClock()
     game = PacedGame(PaperWorld(ONE_EACH, clock, paced_ways()[way].speculate), clock,
-                     key_events(trace, .05), paced_ways()[way], NextAction([trace]))
+                     key_events(trace, .05), paced_ways()[way], ONE_EACH, NextAction([trace]))
     played = game.run(len(trace), trace[0].tolist())
     assert len(played.key_to_picture) == len(run_lengths(trace)) - 1
     assert played.overtaken == 0
