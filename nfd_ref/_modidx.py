@@ -1142,6 +1142,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'nfd_ref.trials.Memory.measure': ('trials.html#memory.measure', 'nfd_ref/trials.py'),
                                 'nfd_ref.trials.Memory.plot': ('trials.html#memory.plot', 'nfd_ref/trials.py'),
                                 'nfd_ref.trials.WrongAction': ('trials.html#wrongaction', 'nfd_ref/trials.py'),
+                                'nfd_ref.trials.WrongAction.able': ('trials.html#wrongaction.able', 'nfd_ref/trials.py'),
                                 'nfd_ref.trials.WrongAction.measure': ('trials.html#wrongaction.measure', 'nfd_ref/trials.py'),
                                 'nfd_ref.trials.WrongAction.plot': ('trials.html#wrongaction.plot', 'nfd_ref/trials.py'),
                                 'nfd_ref.trials.angle_off': ('trials.html#angle_off', 'nfd_ref/trials.py'),

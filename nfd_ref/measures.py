@@ -204,6 +204,9 @@ def normal_range(
 ):                      # low, high: float [5] each
     "Half the smallest and twice the largest value that any window of real video has."
     table = np.concatenate([window_statistics(frames, window) for frames in episodes])
+    if not len(table):
+        raise ValueError(f'no episode is as long as a window of {window} frames: what is normal '
+                         'cannot be learned from these')
     return table.min(0) / 2, table.max(0) * 2
 
 def collapse(

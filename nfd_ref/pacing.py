@@ -357,7 +357,7 @@ def measure_paced(
     guesser,                # `NextAction`
     real_frames=200         # of the games in real time
 ):      # {'paper': {trace: {way: dict}}, 'drafts': {trace: {size: dict}}, 'real': {way: dict}}
-    "Games on paper along all traces; one in real time for each way that rests for its tick."
+    "Games on paper along all traces; one in real time for each of `WAYS`."
     period = 1 / world.fps
     found = dict(paper={}, drafts={}, real={})
     for name, several in traces.items():

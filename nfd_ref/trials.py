@@ -99,9 +99,12 @@ class WrongAction(Metric):
     title = 'loss with a wrong key / with the true one'
     length = 16         # frames of a clip
 
+    def able(self, setting):
+        "Not where there are no noise levels, as in a world of tokens."
+        return setting.world.context_noise is not None
+
     def measure(self, session):
         s = session.setting
-        if s.world.context_noise is None: return None       # a world without noise levels
         clips = list(draw_clips(s.videos, s.protocol.clips, self.length, s.seed + 2))
         return wrong_action_ratio(s.world, clips, seed=s.seed)
 

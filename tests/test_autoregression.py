@@ -25,7 +25,7 @@ from nfd_ref.codes import (
 from nfd_ref.diffusion import generator
 from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
-    CodesInfo, ComparisonRecord, TokensInfo, read_record, save_model)
+    CodesInfo, ComparisonRecord, Report, TokensInfo, read_record, save_model)
 from nfd_ref.streaming import START_NOISE
 from nfd_ref.token_world import TokenWorld, choose
 from tiny import two_episodes
@@ -349,6 +349,21 @@ def test_a_folder_plays(world_folder, tmp_path, capsys):
     assert main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert '60 passes, raster' in said and 'engine cached' in said
+
+
+def test_a_folder_is_evaluated(world_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, 'QUICK', evaluation.Protocol(
+        clips=1, states=1, depths=(1,), traces=1, long=12, gaps=()))
+    out = tmp_path/'report.json'
+    longer = two_episodes(tmp_path/'longer', 60)
+    words = ['evaluate', world_folder, '--data', longer.folder, '--out', out, '--quick']
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    found = read_record(out, Report)
+    assert found.world['sampler'].startswith('raster')
+    assert 'wrong_action_ratio' not in found.metrics        # it has no noise levels
+    assert found.metrics['quality']['world']['psnr']['mean'][0] > 5
+    assert 'left out' in said                   # no judge of this video, no simulator
 
 
 @pytest.mark.parametrize('flags, says', [
