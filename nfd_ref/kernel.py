@@ -53,9 +53,9 @@ static inline void mlp_half(const Pass &pass, int l) {
     #pragma omp for
     for (int output = 0; output < HIDDEN; output += WIDTH)
         for (int row = 0; row < rows; row += ROWS) {
-            vec a[ROWS], b[ROWS];
-            panel<ROWS>(net.operand + row * D, D, layer.up + output * D, D, a);
-            panel<ROWS>(net.operand + row * D, D, layer.up + (HIDDEN + output) * D, D, b);
+            vec a[2 * ROWS], *b = a + ROWS;
+            two_panels<ROWS>(
+                net.operand + row * D, D, layer.up + output * D, HIDDEN * D, D, a);
             for (int i = 0; i < ROWS; i++)
                 put(net.hidden + (row + i) * HIDDEN + output, a[i] / (1.f + exp(-a[i])) * b[i]);
         }

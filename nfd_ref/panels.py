@@ -100,23 +100,51 @@ static inline void add_panel(const num *x, int stride, const num *weight, int in
         for (int row = 0; row < HEIGHT; row++)
             sums[row] = dot(sums[row], x + row * stride + input, weight);
 }
+// the same for two panels, `apart` numbers apart: sums[row] and sums[HEIGHT + row]
+template <int HEIGHT>
+static inline void add_two(
+    const num *x, int stride, const num *weight, int apart, int inputs, vec *sums
+) {
+    for (int input = 0; input < inputs; input += TAKEN, weight += WIDTH * TAKEN)
+        #pragma GCC unroll 32
+        for (int row = 0; row < HEIGHT; row++) {
+            const num *own = x + row * stride + input;
+            sums[row] = dot(sums[row], own, weight);
+            sums[HEIGHT + row] = dot(sums[HEIGHT + row], own, weight + apart);
+        }
+}
 template <int HEIGHT>
 static inline void panel(const num *x, int stride, const num *weight, int inputs, vec *sums) {
     for (int row = 0; row < HEIGHT; row++) sums[row] = vec{};
     add_panel<HEIGHT>(x, stride, weight, inputs, sums);
 }
 
-// then(row, output, sums) for all rows and all outputs; threads share the panels
+// two panels, together where one has too few sums for the registers: six rows and less
+template <int HEIGHT>
+static inline void two_panels(
+    const num *x, int stride, const num *weight, int apart, int inputs, vec *sums
+) {
+    for (int i = 0; i < 2 * HEIGHT; i++) sums[i] = vec{};
+    if (HEIGHT <= 6) return add_two<HEIGHT>(x, stride, weight, apart, inputs, sums);
+    add_panel<HEIGHT>(x, stride, weight, inputs, sums);
+    add_panel<HEIGHT>(x, stride, weight + apart, inputs, sums + HEIGHT);
+}
+
+// then(row, output, sums) for all rows and all outputs, two panels at a time; threads share them
 template <int HEIGHT, typename Then>
 static inline void product(
     const num *x, int rows, int inputs, const num *weight, int outputs, Then then
 ) {
+    const int step = HEIGHT > 6 || outputs % (2 * WIDTH) ? WIDTH : 2 * WIDTH;
     #pragma omp for
-    for (int output = 0; output < outputs; output += WIDTH)
+    for (int output = 0; output < outputs; output += step)
         for (int row = 0; row < rows; row += HEIGHT) {
-            vec sums[HEIGHT];
-            panel<HEIGHT>(x + row * inputs, inputs, weight + output * inputs, inputs, sums);
-            for (int i = 0; i < HEIGHT; i++) then(row + i, output, sums[i]);
+            vec sums[2 * HEIGHT];
+            const num *own = weight + output * inputs;
+            if (step == WIDTH) panel<HEIGHT>(x + row * inputs, inputs, own, inputs, sums);
+            else two_panels<HEIGHT>(x + row * inputs, inputs, own, WIDTH * inputs, inputs, sums);
+            for (int i = 0; i < step / WIDTH * HEIGHT; i++)
+                then(row + i % HEIGHT, output + i / HEIGHT * WIDTH, sums[i]);
         }
 }
 '''
@@ -176,8 +204,8 @@ static inline void attend(
             for (int q = 0; q < ASKING; q++) at(scores[q] + key) = sums[q] + at(mask + key);
         }
     };
+    score(first + OWN, KEPT);       // behind the own slot lie the oldest frames
     score(0, first);
-    score(first + OWN, KEPT);
     score(first, first + OWN);
 
     // softmax, not yet divided by its sum
