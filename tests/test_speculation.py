@@ -170,6 +170,16 @@ def test_branches_are_one_batch_and_the_same_bits(worlds):
     with (mock.patch.object(drafting, 'decode', lambda latents: None),
           mock.patch.object(drafting.engine, 'forward', forward)): check()
 
+def test_the_length_of_the_ring_changes_no_bit_in_the_kernel(worlds):
+    drafting, _ = worlds('native')
+    short = tiny_world(World, 'native')
+    assert short.engine.ahead < drafting.engine.ahead
+    draft_size(drafting, 1)
+    begin(drafting, short)
+    for action in persistent_trace(SPACE, 20, .5, seed=3):      # around both rings
+        drafting.prepare(action, (0, 0))
+        assert torch.equal(drafting.step_latent(action), short.step_latent(action))
+
 @pytest.mark.parametrize('engine', [name for name in ABLE if name != 'rolling'])
 def test_every_ring_makes_rivals(worlds, engine):
     drafting, plain = worlds(engine)
