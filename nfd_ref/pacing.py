@@ -8,6 +8,7 @@ __all__ = ['WAYS', 'NextAction', 'Key', 'key_events', 'Way', 'Played', 'PacedGam
            'measure_paced']
 
 # %% ../nbs/11b_pacing.ipynb #1b000006
+import copy
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
@@ -358,6 +359,7 @@ def measure_paced(
     real_frames=200         # of the games in real time
 ):      # {'paper': {trace: {way: dict}}, 'drafts': {trace: {size: dict}}, 'real': {way: dict}}
     "Games on paper along all traces; one in real time for each of `WAYS`."
+    world = copy.copy(world)        # so that the caller's drafts as before
     period = 1 / world.fps
     found = dict(paper={}, drafts={}, real={})
     for name, several in traces.items():

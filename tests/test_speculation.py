@@ -428,7 +428,9 @@ def test_a_record_is_gone_on_with(tmp_path, monkeypatch):
     def load(size): return tiny_world(Speculator, speculate=size)
 
     out = tmp_path/'record.json'
-    record = gains.bench_speculation(gains.Bench(load, episodes), 'tiny', out)
+    bench = gains.Bench(load, episodes)
+    record = gains.bench_speculation(bench, 'tiny', out)
+    for size in gains.SIZES: assert bench.worlds[size].speculate == size    # for the quality
     found = record.worlds['tiny']
     assert list(found) == ['card', 'costs', 'throughput', 'paced']
     assert found['throughput']['recorded']['1']['speedup'] == 1
