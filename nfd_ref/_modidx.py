@@ -758,6 +758,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nfd_ref.session.Session.tell': ('session.html#session.tell', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.tick': ('session.html#session.tick', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Setting': ('session.html#setting', 'nfd_ref/session.py'),
+                                 'nfd_ref.session.Setting.drafting': ('session.html#setting.drafting', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Setting.open': ('session.html#setting.open', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Setting.settled': ('session.html#setting.settled', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Start': ('session.html#start', 'nfd_ref/session.py'),

@@ -98,6 +98,10 @@ class Setting:
                              'drafts of a fixed number of frames')
         return Speculator.load(self.world, seed=self.seed, speculate=self.speculate, **given)
 
+    def drafting(self, frames):     # a `Setting`
+        "The same, with so many frames made at once. One at a time is no draft."
+        return replace(self, speculate=frames if frames > 1 else None)
+
     def settled(self, world):       # a `Setting` without open questions
         "What the world made of it."
         return replace(

@@ -15,7 +15,6 @@ import sys
 import textwrap
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 import numpy as np
 from PIL import Image
@@ -177,8 +176,8 @@ def change_draft(
     more                # frames at once; less than 0: fewer
 ):
     "Draft more or fewer frames. The walk begins anew, so that what is kept can be made again."
-    frames = min(8, max(1, (session.setting.speculate or 1) + more))
-    setting = replace(session.setting, speculate=frames if frames > 1 else None)
+    setting = session.setting.drafting(min(8, (session.setting.speculate or 1) + more))
+    if setting == session.setting: return           # one frame is the least, eight the most
     session.enter(setting.open(), session.clip, session.seed, setting)
 
 def play_keys(

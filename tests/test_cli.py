@@ -234,7 +234,7 @@ def test_keys_in_a_real_terminal(tmp_path, capsys):
     terminal.press('qe')                                # two keys at once: the last one counts
     terminal.read('\nturn right ')
     terminal.press('+')                                 # two frames at once, from the beginning
-    terminal.read('drafts: ')
+    terminal.read('frame 4; drafts: ')
     terminal.read('\nturn right ')
     terminal.press('x')
     assert re.search(r'\d+ frames -> ', terminal.read('k.json'))
