@@ -92,6 +92,7 @@ def pack_weight(
 
 # %% ../nbs/06c_panels.ipynb #f4ebe69a
 PANEL = r'''
+const int FEW = 6;                  // rows: the sums of two such panels fit into 16 registers
 // sums[row] += WIDTH outputs of that row. A panel lies as [inputs / TAKEN][WIDTH][TAKEN].
 template <int HEIGHT>
 static inline void add_panel(const num *x, int stride, const num *weight, int inputs, vec *sums) {
@@ -119,13 +120,13 @@ static inline void panel(const num *x, int stride, const num *weight, int inputs
     add_panel<HEIGHT>(x, stride, weight, inputs, sums);
 }
 
-// two panels, together where one has too few sums for the registers: six rows and less
+// two panels, together where one has too few sums for the registers
 template <int HEIGHT>
 static inline void two_panels(
     const num *x, int stride, const num *weight, int apart, int inputs, vec *sums
 ) {
     for (int i = 0; i < 2 * HEIGHT; i++) sums[i] = vec{};
-    if (HEIGHT <= 6) return add_two<HEIGHT>(x, stride, weight, apart, inputs, sums);
+    if (HEIGHT <= FEW) return add_two<HEIGHT>(x, stride, weight, apart, inputs, sums);
     add_panel<HEIGHT>(x, stride, weight, inputs, sums);
     add_panel<HEIGHT>(x, stride, weight + apart, inputs, sums + HEIGHT);
 }
@@ -135,7 +136,7 @@ template <int HEIGHT, typename Then>
 static inline void product(
     const num *x, int rows, int inputs, const num *weight, int outputs, Then then
 ) {
-    const int step = HEIGHT > 6 || outputs % (2 * WIDTH) ? WIDTH : 2 * WIDTH;
+    const int step = HEIGHT > FEW || outputs % (2 * WIDTH) ? WIDTH : 2 * WIDTH;
     #pragma omp for
     for (int output = 0; output < outputs; output += step)
         for (int row = 0; row < rows; row += HEIGHT) {

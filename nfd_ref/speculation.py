@@ -442,9 +442,7 @@ class Adaptive:
     def choose(self):
         "Frames of the next draft."
         runs = [*self.runs, self.held]
-        times = {}
-        for n in range(1, self.most + 1):
-            drafts = sum(-(-run // n) for run in runs)      # as `kept_per_draft`, for a short list
-            times[n] = self.costs.frame_ms(n, sum(runs) / drafts)
+        times = {n: self.costs.frame_ms(n, kept_per_draft(runs, n))
+                 for n in range(1, self.most + 1)}
         best = min(times, key=times.get)
         return best if times[best] < (1 - PROMISED) * times[1] else 1

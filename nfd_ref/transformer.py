@@ -284,7 +284,8 @@ def turns(self:DiT,
         with torch.inference_mode(False):   # what is remembered must serve training too
             angles = self._angles(range(first, first + 63 + f))
             self._turns[key] = [z.to(like.device, like.dtype) for z in (angles.cos(), angles.sin())]
-    moments = (offset + torch.arange(f)).clamp(max=offset + f - rivals)
+    moments = slice(offset, offset + f)
+    if rivals > 1: moments = (offset + torch.arange(f)).clamp(max=offset + f - rivals)
     return [z[moments].flatten(0, 1) for z in self._turns[key]]
 
 @patch
