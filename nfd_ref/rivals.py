@@ -44,9 +44,9 @@ class Plan:
     chosen_on: int = 16             # training clips on which the sampling is chosen
     raced: int = 8                  # frames that are timed in a turn
 
-def plan_of(steps, batch, tune, lr=1.5e-3, **kwargs):
+def plan_of(steps, batch, tune, lr=1.5e-3, bf16=False, **kwargs):
     "A `Plan` whose trainings differ in length; tuning has a third of the learning rate."
-    train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=min(100, steps // 8),
+    train = TrainConfig(steps=steps, batch=batch, lr=lr, warmup=min(100, steps // 8), bf16=bf16,
                         save_every=max(1, steps // 4))
     return Plan(train=train, tune=replace(train, steps=tune, lr=lr / 3, warmup=1, save_every=tune,
                                           seed=1), **kwargs)
@@ -73,8 +73,8 @@ PLANS = dict(
         protocol=Protocol(clips=12, states=2, depths=(1, 4, 8), traces=1, long=110, gaps=()),
         chosen_on=3),
     cuda=plan_of(           # one GPU: the size of the shipped world
-        steps=6577, batch=40, tune=1000,
-        codes=replace(CODES_RECIPE, steps=6000, batch=64, save_every=1000),
+        steps=4000, batch=40, tune=400, bf16=True,
+        codes=replace(CODES_RECIPE, steps=1500, batch=64, save_every=500),
         world=DiTConfig(d=256, layers=5, heads=4),
         tokens=TokensConfig(d=256, layers=7, heads=4)))
 
@@ -110,8 +110,9 @@ def step_cost(
     for _ in range(rounds):
         for name, (model, loss_fn, batch) in arms.items():
             started = clock()
-            loss, _ = loss_fn(model, dict(batch) if name == 'world' else batch, numbers,
-                              slice(0, plan.train.batch), device)
+            with torch.autocast(device, torch.bfloat16, enabled=plan.train.bf16):
+                loss, _ = loss_fn(model, dict(batch) if name == 'world' else batch, numbers,
+                                  slice(0, plan.train.batch), device)
             loss.backward()
             loss.item()                                 # waits for a GPU
             took[name].append(clock() - started)
