@@ -50,7 +50,7 @@ def kill_all(pid):
 @pytest.mark.slow
 def test_workers_change_nothing(tmp_path):
     pytest.importorskip('vizdoom')
-    sets = [record(tmp_path/f'{workers}', SHORT, **PLAN, workers=workers) for workers in (1, 2, 3)]
+    sets = [record(tmp_path/f'{workers}', SHORT, **PLAN, workers=workers) for workers in (1, 3)]
     assert len({videos.hash() for videos in sets}) == 1
     assert record(tmp_path/'1', SHORT, **PLAN).hash() == sets[0].hash()
     other = record(tmp_path/'other', SHORT, **(PLAN | dict(seed=4)))

@@ -101,7 +101,7 @@ def never_torn(world, stride=1):
 def test_a_step_that_is_stopped_never_was(engine):
     never_torn(diffusion_world(World, engine), stride=29)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('engine', HERE)
 def test_every_third_call_of_a_step_may_fail(engine):
     never_torn(diffusion_world(World, engine), stride=3)
