@@ -110,6 +110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'nfd_ref.comparison.fields_of': ('comparison.html#fields_of', 'nfd_ref/comparison.py'),
                                     'nfd_ref.comparison.frame_rate': ('comparison.html#frame_rate', 'nfd_ref/comparison.py'),
                                     'nfd_ref.comparison.in_turns': ('comparison.html#in_turns', 'nfd_ref/comparison.py'),
+                                    'nfd_ref.comparison.last_words': ('comparison.html#last_words', 'nfd_ref/comparison.py'),
                                     'nfd_ref.comparison.lasted': ('comparison.html#lasted', 'nfd_ref/comparison.py'),
                                     'nfd_ref.comparison.measure_codes': ('comparison.html#measure_codes', 'nfd_ref/comparison.py'),
                                     'nfd_ref.comparison.measure_missing': ('comparison.html#measure_missing', 'nfd_ref/comparison.py'),

@@ -177,7 +177,10 @@ def cmd_compare(
     load_branches(branches)             # what is wrong with them is said before the training
     load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
     load_tokenizer(tokenizer)
-    shipped = {'NFD as shipped, 4': WORLD, 'NFD+ as shipped, 2': STUDENT}
+    shipped = {
+        'NFD as shipped, 4': (WORLD, {}),
+        'NFD+ as shipped, 2': (STUDENT, {}),
+        'NFD+ as shipped, 1': (STUDENT, dict(steps=1))}
     materials = Materials(out, PLANS[recipe], VideoFolder(data, 'train'), VideoFolder(test, 'test'),
                           tokenizer, shipped)
     words = f'nfd-ref compare OUT --recipe {recipe}'

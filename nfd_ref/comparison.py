@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ARMS', 'lasted', 'frame_rate', 'with_interval', 'comparison_table', 'resampled', 'Encoded', 'Spread',
            'read_by_clip', 'Walk', 'Row', 'arm_rows', 'taught', 'fields_of', 'measure_row', 'measure_codes',
-           'runners_of', 'in_turns', 'race', 'begin', 'measure_missing', 'compare', 'stacked_films']
+           'runners_of', 'in_turns', 'race', 'last_words', 'begin', 'measure_missing', 'compare', 'stacked_films']
 
 # %% ../nbs/12e_comparison.ipynb #d0e00011
 import time
@@ -181,7 +181,7 @@ def arm_rows(m):
         Row('tokens, diagonal', diagonal),
         Row('tokens, rows, untuned', raster, dict(order='rows')),
         Row('tokens, rows', rows),
-        *[Row(label, Path(folder)) for label, folder in m.shipped.items()]]
+        *[Row(label, *shipped) for label, shipped in m.shipped.items()]]
 
 # %% ../nbs/12e_comparison.ipynb #d0e00019
 def taught(info):
@@ -295,12 +295,17 @@ def race(
 # %% ../nbs/12e_comparison.ipynb #d0e0001c
 ARMS = ('tokens_raster', 'tokens_diagonal', 'tokens_rows', 'world_steps', 'world_hours')
 
+def last_words(run):
+    "How a run ended: its held-out loss, and the seconds of its last process."
+    seconds = read_log(run/'log.jsonl')[-1]['seconds']
+    return read_log(run/'held_out.jsonl')[-1] | dict(seconds=seconds)
+
 def begin(m, path, command):    # `ComparisonRecord`
     "The record that there is, or one without lines."
     if path.exists(): return read_record(path, ComparisonRecord)
     card = dict(command=command, data=m.train.hash(), judged_on=m.test.hash(),
                 step_cost=read_json(m.out/'costs.json'), **provenance())
-    held_out = {name: read_log(m.out/name/'held_out.jsonl')[-1] for name in ARMS}
+    held_out = {name: last_words(m.out/name) for name in ARMS}
     return ComparisonRecord(card=card, plan=asdict(m.plan), codes=measure_codes(m),
                             held_out=held_out)
 

@@ -73,10 +73,12 @@ PLANS = dict(
         protocol=Protocol(clips=12, states=2, depths=(1, 4, 8), traces=1, long=110, gaps=()),
         chosen_on=3),
     cuda=plan_of(           # one GPU: the size of the shipped world
-        steps=4000, batch=40, tune=400, bf16=True,
+        steps=2900, batch=40, tune=290, bf16=True,
         codes=replace(CODES_RECIPE, steps=1500, batch=64, save_every=500),
         world=DiTConfig(d=256, layers=5, heads=4),
-        tokens=TokensConfig(d=256, layers=7, heads=4)))
+        tokens=TokensConfig(d=256, layers=7, heads=4),
+        protocol=Protocol(clips=24, states=4, depths=(1, 4, 8, 16), traces=1, long=300, gaps=()),
+        chosen_on=4))
 
 # the same pilot, but the words are those of a learned list
 PLANS['cpu_list'] = replace(PLANS['cpu'], bottleneck='ema')
@@ -127,7 +129,7 @@ class Materials:
     train: VideoFolder
     test: VideoFolder       # its loss is logged, and it judges
     tokenizer: Path         # folder of the KL tokenizer, the one NFD uses
-    shipped: dict           # {label: folder} of worlds that are measured beside the arms
+    shipped: dict           # {label: (folder, settings)}: worlds measured beside the arms
 
 def finished(folder): return (folder/'final').exists()
 
