@@ -202,8 +202,9 @@ def arms_of(
         if looks_ahead(DiTConfig(**info.shape)):
             arms[f'{name}, 48 calls'] = Arm(path.parent, dict(steps=48))
             continue
+        own = info.sampling['steps']
         for n in (4, 2, 1):
-            arms[f'{name}, {n} calls'] = Arm(path.parent, dict(steps=n), n == 4)
+            arms[f'{name}, {n} calls'] = Arm(path.parent, dict(steps=n), n == own)
     return arms
 
 def tokens_seen(info):          # millions of tokens of video

@@ -67,8 +67,8 @@ def worst_error(net, gen):
         errors.append((off.pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()).item())
     return max(errors)
 
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long                      # 09_consistency reaches such a map in every run
+@pytest.mark.parametrize('seed', [1, 2])
 def test_cold_start_reaches_the_exact_map(seed):
     "Anisotropic Gaussian in three dimensions; the student never sees the answer."
     torch.manual_seed(seed)
