@@ -460,6 +460,10 @@ def test_compare_goes_from_nothing_to_a_table_and_measures_nothing_twice(
     found = read_record(record, ComparisonRecord)
     assert found.rows.keys() == found.speed.keys()
     assert found.rows['tokens, rows']['taught']['steps'] == 6       # what it learned, and tuning
+    assert found.held_out['tokens_rows']['seconds'] > 0
+    learned = read_record(tmp_path/'out'/'tokens_raster'/'final'/'tokens.json', TokensInfo)
+    nearest = min(learned.sampling_trial, key=lambda tried: tried['texture'])
+    assert learned.sampling == {name: nearest[name] for name in ('temperature', 'top_p')}
     before = record.stat().st_mtime_ns
     assert main(words) == 0
     assert record.stat().st_mtime_ns == before
