@@ -21,7 +21,7 @@ import pytest
 import torch
 from tqdm import tqdm
 from nfd_ref import cli, evaluation
-from nfd_ref.command import Lines
+from nfd_ref.command import Lines, engine_kwargs
 from nfd_ref.consistency import CONSISTENCY_RECIPE
 from nfd_ref.distribution_matching import MATCHING_RECIPE
 from nfd_ref.judge import IDM_RECIPE, IDMConfig, InverseDynamics
@@ -482,6 +482,11 @@ def test_bench_on_busy_cores(tmp_path, capsys):
     assert list(record['ladder']) == [f'static, {count} busy' for count in range(3)]
     for row in record['ladder'].values(): assert row['worst'] >= row['step']['median'] > 0
     assert record['ladder']['static, 0 busy']['kept'] == 1
+
+def test_an_engine_may_be_asked_for_in_half_precision():
+    assert engine_kwargs('native+bf16') == dict(engine='native', dtype=torch.bfloat16)
+    assert engine_kwargs('native') == dict(engine='native')
+    assert engine_kwargs(None) == {}
 
 @pytest.mark.parametrize('args, says', [
     (['--engines', 'warp'], 'no engine "warp"'),
