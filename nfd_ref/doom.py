@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOOM9', 'BUTTONS', 'CLUTTER', 'WIDE', 'TALL', 'WALL', 'RETREAT', 'AWAY', 'Recorder', 'scenario_file', 'drawn_at',
-           'doom_game', 'observe', 'tour', 'sticky_policy', 'play_doom', 'play_shown', 'recorder_of', 'load_branches',
-           'Replay', 'record_branches', 'record']
+           'doom_game', 'observe', 'tour', 'sticky_policy', 'walk_doom', 'play_doom', 'play_shown', 'recorder_of',
+           'load_branches', 'Replay', 'record_branches', 'record']
 
 # %% ../nbs/00b_doom.ipynb #fb440b25
 import json
@@ -209,12 +209,12 @@ def sticky_policy(
         distance = yield action
 
 # %% ../nbs/00b_doom.ipynb #00ee7d4c
-def play_doom(
+def walk_doom(
     game,           # from `doom_game`
     rec,            # a `Recorder`
     seed,           # of the episode: spawn point and policy
     actions=None    # int [f]: play these instead of the sticky policy
-):                  # a `Clip`; actions[i] led to its frame i + 1
+):                  # generator of (action, the frame it led to, pose); the game waits at each
     "One episode, up to `rec.length` frames, or until the game ends it."
     game.set_seed(seed)
     game.new_episode()
@@ -223,18 +223,18 @@ def play_doom(
     length = rec.length if actions is None else len(actions) + 1
 
     frame, pose, ahead = observe(game, rec)
-    frames = [frame]
-    poses = [pose]
-    taken = [NULL]
-    while len(frames) < length:
-        action = policy.send(ahead) if actions is None else int(actions[len(frames) - 1])
+    yield NULL, frame, pose
+    for number in range(length - 1):
+        action = policy.send(ahead) if actions is None else int(actions[number])
         buttons = BUTTONS[action] * [1, 1, 1, 1, rec.turn / rec.skip]   # a turn is asked per tic
         game.make_action(buttons.tolist(), rec.skip)
-        if game.is_episode_finished(): break
+        if game.is_episode_finished(): return
         frame, pose, ahead = observe(game, rec)
-        frames.append(frame)
-        poses.append(pose)
-        taken.append(action)
+        yield action, frame, pose
+
+def play_doom(game, rec, seed, actions=None):
+    "A `walk_doom` as a `Clip`: given actions[i] leads to its frame i + 1."
+    taken, frames, poses = zip(*walk_doom(game, rec, seed, actions))
     return Clip(np.stack(frames), np.array(taken)[:, None], DOOM9, rec.fps, np.stack(poses))
 
 # %% ../nbs/00b_doom.ipynb #00ee7d4d
