@@ -1,5 +1,5 @@
-"""Commands that make what others use: `record`, `import`, `branches`, `walks`, `release`, `build`.
-Written by hand (see `command`)."""
+"""Commands that make what others use: `record`, `import`, `branches`, `walks`, `depths`, `release`,
+`build`. Written by hand (see `command`)."""
 
 import json
 from pathlib import Path
@@ -114,6 +114,24 @@ def cmd_walks(
     within(0, SEEDS, seed=seed)
     videos = record_walks(out, walks, Recorder(length=length, crf=23), seed)
     print(f'{len(videos)} walks, {videos.frames} frames -> {out}')
+
+@command('out')
+def cmd_depths(
+    out:Path,                   # folder to record into: new
+    episodes:int=130,           # how many; 25 are held out, half of fewer
+    length:int=600,             # frames of each, at most
+    seed:int=31,                # of the episodes: not that of video that was trained on
+):
+    """Record play with how far one sees at each frame, from the simulator's depth buffer.
+    `nfd-ref train idm --data OUT` learns to read it from pictures, for `evaluate --depth`."""
+    from nfd_ref.depth import record_depths
+    from nfd_ref.doom import Recorder
+    within(2, MANY, episodes=episodes)
+    within(5, MANY, length=length)
+    within(0, SEEDS, seed=seed)
+    test = min(25, episodes // 2)
+    videos = record_depths(out, episodes, Recorder(length=length, crf=23), seed, test)
+    print(f'{len(videos)} episodes, {videos.frames} frames -> {out}')
 
 @command('tokenizer', 'world', 'out')
 def cmd_release(

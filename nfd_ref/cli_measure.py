@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from nfd_ref.command import BRANCHES, JUDGE, MANY, SEEDS, STUDENT, VIDEO, WALKS, WORLD, Wanted
-from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
+from nfd_ref.command import BRANCHES, DEPTH, JUDGE, MANY, SEEDS, STUDENT, VIDEO, WALKS, WORLD
+from nfd_ref.command import Wanted, chosen, command, engine_kwargs, within, world_class
 
 @command('world')
 def cmd_evaluate(
@@ -14,6 +14,7 @@ def cmd_evaluate(
     branches:Path=None,                 # from nfd-ref branches, of these episodes
     idm:Path=None,                      # from nfd-ref train idm, on this game
     walks:Path=None,                    # from nfd-ref walks, of this game
+    depth:Path=None,                    # from nfd-ref train idm, on what nfd-ref depths recorded
     quick:bool=False,                   # under a minute: to see that it works, not to compare
     seed:int=0,                         # of the clips and the noise
     engine:str=None,                    # see 06b_engines; +bf16: half precision (the fastest)
@@ -36,8 +37,9 @@ def cmd_evaluate(
         branches = branches or BRANCHES
         idm = idm or JUDGE
         walks = walks or WALKS
+        depth = depth or DEPTH
     report = evaluate(world, data, branches, idm, out, protocol, seed, i3d=i3d, vgg=vgg,
-                      walks=walks, world_class=world_class(world),
+                      walks=walks, depth=depth, world_class=world_class(world),
                       **chosen(guidance=guidance), **engine_kwargs(engine))
 
     words = 'nfd-ref evaluate'
@@ -64,7 +66,8 @@ def tell_where_it_moves(found):
 GIVERS = dict(                          # what gives a metric what it needs
     judge='--idm, from nfd-ref train idm',
     states='--branches, from nfd-ref branches',
-    walks='--walks, from nfd-ref walks')
+    walks='--walks, from nfd-ref walks',
+    depth='--walks and --depth, from nfd-ref depths and train idm')
 
 def tell_what_is_left_out(report):
     "A line for each thing that would have added metrics, and a word on a judge that only guesses."

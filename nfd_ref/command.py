@@ -25,6 +25,7 @@ VIDEO = SHIPPED/'my_way_home'
 BRANCHES = SHIPPED/'branches'
 JUDGE = SHIPPED/'idm'
 WALKS = SHIPPED/'walks'
+DEPTH = SHIPPED/'depth'
 
 Wanted = dict(required=True)            # of a flag that must be given
 

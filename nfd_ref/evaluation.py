@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .depth import Walled, load_depth_judge
 from .doom import load_branches
 from .judge import IDMConfig, InverseDynamics, follow
 from .measures import (
@@ -25,7 +26,7 @@ from .storage import (
     JudgeInfo, Report, fingerprint, load_model, provenance, read_json, require_out,
     write_aside, write_json, write_record)
 from .streaming import World, rollout
-from .stuck import Stuck, load_walks
+from .stuck import Stuck, load_walks, play_walks
 from .trials import Actions, Counterfactual, Drift, Memory, WrongAction
 from .video import VideoFolder, draw_clips
 
@@ -42,6 +43,7 @@ METRICS = [             # what `evaluate` measures, in this order
     Counterfactual(),
     Drift(),
     Stuck(),
+    Walled(),
     Memory()]
 
 # %% ../nbs/07c_evaluation.ipynb #ef6527c9
@@ -94,6 +96,7 @@ class Setting:
         i3d=None,           # TorchScript file the user has: adds FVD
         vgg=None,           # the same: adds LPIPS
         walks=None,         # folder, from `record_walks`: adds the stuck share
+        depth=None,         # folder of the judge of distances: adds the walled share
         world_class=World,  # what loads the folder: another kind of world has another
         **kwargs            # for it: another engine or sampling than it would choose
     ):
@@ -106,7 +109,11 @@ class Setting:
         self.train = VideoFolder(data, 'train')
         self.data = self.videos.hash()
         self.judge = None
-        if idm: self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+        if idm:
+            self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+            if self.judge.cfg.actions != self.world.space.sizes:
+                raise ValueError(f'{idm}: a judge of {self.judge.cfg.actions} choices, the world '
+                                 f'has {self.world.space.sizes}')
         self.states = []
         if branches:
             states, self.about = load_branches(branches)
@@ -117,8 +124,14 @@ class Setting:
         if walks:
             longest = max(protocol.walk, protocol.long)
             self.walks = load_walks(walks, protocol.walks, longest, self.world.space)
+        self.depth = None
+        if depth:
+            if not walks: raise ValueError(f'{depth}: distances are read on walks; give these, too')
+            self.depth = load_depth_judge(depth)
         self.weights = world_class.weights(folder)
-        if idm: self.weights['idm'] = fingerprint(Path(idm)/'idm.safetensors')
+        judges = dict(idm=idm, depth=depth)
+        for name, of in judges.items():
+            if of: self.weights[name] = fingerprint(Path(of)/'idm.safetensors')
 
     @property
     def frame_count(self):
@@ -156,6 +169,10 @@ class Session:
     @cached_property
     def made(self):             # {player: what it made of each clip}
         return play_all(self.players, self.clips, self.setting.protocol.context, self.setting.seed)
+
+    @cached_property
+    def walked(self):           # [(real, made)] on the long walks
+        return play_walks(self)
 
     @cached_property
     def readings(self):         # {player: (true, read, features)}, by the judge

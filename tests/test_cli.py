@@ -40,10 +40,10 @@ BRANCHES = ROOT/'data'/'branches'
 JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
-    'play', 'translate', 'record', 'import', 'branches', 'walks', 'train tokenizer', 'train world',
-    'train teacher', 'train idm', 'distill consistency', 'distill trajectories', 'distill ode',
-    'distill distribution', 'distill compare', 'release', 'evaluate', 'bench', 'compare',
-    'build', 'lab')
+    'play', 'translate', 'record', 'import', 'branches', 'walks', 'depths', 'train tokenizer',
+    'train world', 'train teacher', 'train idm', 'distill consistency', 'distill trajectories',
+    'distill ode', 'distill distribution', 'distill compare', 'release', 'evaluate', 'bench',
+    'compare', 'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
 
@@ -536,7 +536,8 @@ def test_evaluate_leaves_out_what_own_video_has_not(tmp_path, capsys, monkeypatc
     assert found['drift']['world'][0]['obeyed'] == []
     for line in ('left out: idm_distance, actions (give --idm, from nfd-ref train idm)',
                  'left out: counterfactual, memory (give --branches, from nfd-ref branches)',
-                 'left out: stuck (give --walks, from nfd-ref walks)'):
+                 'left out: stuck (give --walks, from nfd-ref walks)',
+                 'left out: walled (give --walks and --depth, from nfd-ref depths and train idm)'):
         assert line in out.splitlines()
     monkeypatch.setattr(evaluation, 'QUICK', replace(quick, long=50))
     out = works(capsys, *evaluate, '--idm', spoilt_judge(tmp_path), '--out', tmp_path/'s.json')
