@@ -10,7 +10,6 @@ from nfd_ref.command import MANY, SEEDS, STUDENT, VIDEO, WORLD, Wanted
 from nfd_ref.command import chosen, command, engine_kwargs, within, world_class
 
 VIEW = (0, 150)                         # episode and frame of the shipped video with a good view
-GUIDANCE = 1.                           # where a person plays, see 07f_guidance
 
 @command('world')
 def cmd_play(
@@ -31,7 +30,7 @@ def cmd_play(
     gif:Path=None,              # GIF to write as well
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
     speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
-    guidance:float=None,        # push out of walls: 07f_guidance (1 when you play, else 0)
+    guidance:float=None,        # push out of walls: see 07f_guidance (0)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys.
@@ -53,7 +52,6 @@ def cmd_play(
     if kind is not World and (keys or browser):
         raise ValueError(f'{world} is a world of tokens: it is played along a trace (--actions), '
                          'by hand only worlds of diffusion are')
-    if guidance is None and (keys or browser): guidance = GUIDANCE
     settings |= chosen(guidance=guidance)
     if speculate:
         settings['speculate'] = draft_size(speculate)
