@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # The longest; a name that is missing here costs only time.
 LONGEST = (
     'test_in_jupyterlab',
@@ -47,8 +49,12 @@ def pytest_unconfigure(config):
     folder = os.environ.get('KEPT_LIBRARIES')
     if folder and not hasattr(config, 'workerinput'): shutil.rmtree(folder, ignore_errors=True)
 
+@pytest.hookimpl(tryfirst=True)         # before `-m` chooses
 def pytest_collection_modifyitems(items):
-    "Longest first, then the other slow ones."
+    "Longest first, then the other slow ones; a long one is slow, too."
+    for item in items:
+        if item.get_closest_marker('long'): item.add_marker('slow')
+
     def place(item):
         long = LONGEST.index(item.name) if item.name in LONGEST else len(LONGEST)
         return long, not item.get_closest_marker('slow')
