@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT/'data'
 PATIENCE = 20           # seconds for one input ...
 AT_WORK = 8             # ... and for a command that may work for hours, then it is stopped
-WORKS = ('train', 'distill', 'record', 'build', 'branches', 'walks', 'bench', 'evaluate', 'play',
-         'compare')
+WORKS = ('train', 'distill', 'record', 'build', 'branches', 'walks', 'depths', 'bench', 'evaluate',
+         'play', 'compare')
 
 # ---- things that are well
 

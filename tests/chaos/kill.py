@@ -50,6 +50,7 @@ JOBS = {
                    '--workers', '2'), (), needs='vizdoom'),
     'branches': Job(('branches', 'OUT', '--states', '2'), None, needs='vizdoom'),
     'walks': Job(('walks', 'OUT', '--walks', '2', '--length', '80'), None, needs='vizdoom'),
+    'depths': Job(('depths', 'OUT', '--episodes', '2', '--length', '80'), None, needs='vizdoom'),
     'import': Job(('import', 'OUT', 'KIT/takes', '--size', '80x48'), None),
     'tokenizer': Job(('train', 'tokenizer', *TRAIN, *VIDEO)),
     'world': Job(('train', 'world', *TRAIN, *VIDEO, '--tokenizer', 'KIT/world', '--length', '4')),
