@@ -10,9 +10,9 @@ import numpy as np
 
 from .doom import Recorder, doom_game, walk_doom
 from .judge import IDMConfig, InverseDynamics, watch
-from .measures import Column, Metric, interval
+from .measures import Column
 from .storage import JudgeInfo, load_model
-from .stuck import in_windows
+from .stuck import OnWalks
 from .video import ActionSpace, Clip, import_clips
 
 # %% ../nbs/07g_depth.ipynb #d192a193
@@ -82,32 +82,15 @@ def walled_share(
     return float((made & ~real).mean())
 
 # %% ../nbs/07g_depth.ipynb #dc82e224
-class Walled(Metric):
+class Walled(OnWalks):
     "Does it face walls where the simulator, under the same keys, does not?"
     name = 'walled'
     needs = 'depth'
     title = 'a wall before the nose, same keys'
+    shown = 'that face a wall'
     columns = (Column('walled', 'walled share', lambda r: r.metrics['walled']['walled'][0]),)
 
     def measure(self, session):
-        s, p = session.setting, session.setting.protocol
-        real, made = ([faces_wall(s.depth, film) for film in films]
-                      for films in zip(*session.walked))
-        first = slice(0, p.walk)
-        shares = [walled_share(m[first], r[first]) for m, r in zip(made, real)]
-        def later(faces): return in_windows(np.mean(faces[:p.long_walks], 0))
-        return dict(
-            real=interval([faces[first].mean() for faces in real]),
-            world=interval([faces[first].mean() for faces in made]),
-            walled=interval(shares),
-            long_real=later(real),
-            long_world=later(made))
-
-    def plot(self, found, ax):
-        for player, color in (('real', 'C2'), ('world', 'C0')):
-            shares = found[f'long_{player}']
-            middle = 100 * (np.arange(len(shares)) + .5)
-            label = dict(real='simulator', world='network')[player]
-            ax.plot(middle, shares, '.-', c=color, label=label)
-        ax.set(xlabel='frame', ylabel='share that face a wall', ylim=(0, 1))
-        ax.legend(fontsize=8)
+        s = session.setting
+        faces = ([faces_wall(s.depth, film) for film in films] for films in zip(*session.walked))
+        return self.shares(*faces, s.protocol)
