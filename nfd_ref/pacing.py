@@ -88,7 +88,7 @@ class Played:
     late: list = field(default_factory=list)                # of each frame, behind its tick
     spans: list = field(default_factory=list)               # of work: (what, from, to), seconds
     overtaken: int = 0                  # keys that another one followed before they were read
-    found: int = 0                      # keys whose picture was ready
+    found: int = 0                      # keys whose frame was ready
     seconds: float = 0                  # that it took
 
     def busy(self):
@@ -107,7 +107,7 @@ class PacedGame:
         clock,              # `RealClock` or `PaperClock`
         keys,               # list of `Key`, in order
         way,                # a `Way`
-        costs,              # `Costs`: what guesses take, until the game knows it better
+        costs,              # `Costs`, built below: what guesses take, until it timed its own
         guesser=None,       # `NextAction`, for branches
         period=.05          # seconds between two ticks
     ):
@@ -228,7 +228,7 @@ class Costs:
     jitter: list            # frame times of a real world, each over their median
 
 class PaperWorld:
-    "A `Speculator` on paper: the same drawer, no pictures, measured times."
+    "A `Speculator` to reckon with: the same drawer, no pictures, measured times."
     def __init__(self, costs, clock, speculate=1, seed=0):
         self.costs = costs
         self.clock = clock
@@ -334,7 +334,7 @@ def paced_ways():
     return ways
 
 def on_paper(traces, costs, way, guesser, period):
-    "All traces on paper, played in one way, as one game: its `summary`."
+    "All traces reckoned, played in one way, as one game: its `summary`."
     total = Played()
     for seed, trace in enumerate(traces):
         clock = PaperClock()
@@ -358,7 +358,7 @@ def measure_paced(
     guesser,                # `NextAction`
     real_frames=200         # of the games in real time
 ):      # {'paper': {trace: {way: dict}}, 'drafts': {trace: {size: dict}}, 'real': {way: dict}}
-    "Games on paper along all traces; one in real time for each of `WAYS`."
+    "Reckoned games along all traces; one in real time for each of `WAYS`."
     world = copy.copy(world)        # so that the caller's drafts as before
     period = 1 / world.fps
     found = dict(paper={}, drafts={}, real={})
