@@ -19,6 +19,7 @@ LONGEST = (
     'test_runs[08_speed]',
     'test_runs[07b_trials]',
     'test_runs[09_consistency]',
+    'test_runs[09b_workshop]',
     'test_runs[05_training]',
     'test_runs[07f_guidance]',
     'test_runs[07e_release]',
