@@ -19,12 +19,12 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .diffusion import add_noise, generator
 from .doom import load_branches
-from .judge import IDMConfig, InverseDynamics, action_scores, follow, watch
+from .judge import action_scores, follow, load_judge, watch
 from .files import append_line, read_log, trim_log
 from .guidance import is_flat
 from .measures import frechet_distance, interval, normal_range, play_all, texture_distance
 from .storage import (
-    JudgeInfo, TokenizerInfo, WorldInfo, fingerprint, load_into, load_model, load_tensors,
+    TokenizerInfo, WorldInfo, fingerprint, load_into, load_model, load_tensors,
     provenance, read_record, save_model, save_tensors, write_record)
 from .streaming import World, rollout, tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig, psnr
@@ -219,7 +219,7 @@ class Bench:
         self.protocol = protocol
         self.videos = VideoFolder(data, 'test')
         self.train = VideoFolder(data, 'train')
-        self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+        self.judge = load_judge(idm, self.videos.space.sizes)
         self.tok, _ = load_model(home, TokenizerInfo, Tokenizer, TokenizerConfig)
         self.states, _ = load_branches(branches)
 
@@ -404,7 +404,7 @@ class Watch:
     def __init__(self, out, videos, idm, home, sampling, protocol=ArmsProtocol(clips=24)):
         self.folder = Path(out)/'watched'
         self.videos = videos            # the training split
-        self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+        self.judge = load_judge(idm, self.videos.space.sizes)
         self.tok, _ = load_model(home, TokenizerInfo, Tokenizer, TokenizerConfig)
         self.sampling = sampling
         self.protocol = protocol

@@ -9,9 +9,8 @@ __all__ = ['EDGES', 'NEAR', 'REACH', 'view_distance', 'record_depths', 'load_dep
 import numpy as np
 
 from .doom import Recorder, doom_game, walk_doom
-from .judge import IDMConfig, InverseDynamics, watch
+from .judge import load_judge, watch
 from .measures import Column
-from .storage import JudgeInfo, load_model
 from .stuck import OnWalks
 from .video import ActionSpace, Clip, import_clips
 
@@ -58,11 +57,7 @@ def load_depth_judge(
     folder          # of `nfd-ref train idm`, trained on what `record_depths` recorded
 ):                  # `InverseDynamics`
     "The reader of distances, or an error where the folder holds another judge."
-    reader, _ = load_model(folder, JudgeInfo, InverseDynamics, IDMConfig)
-    if reader.cfg.actions != REACH.sizes:
-        raise ValueError(f'{folder}: a judge of {reader.cfg.actions} choices is no judge of '
-                         f'distances, which has {REACH.sizes}')
-    return reader
+    return load_judge(folder, REACH.sizes)
 
 # %% ../nbs/07g_depth.ipynb #d5d45312
 def faces_wall(

@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from .depth import Walled, load_depth_judge
 from .doom import load_branches
-from .judge import IDMConfig, InverseDynamics, follow
+from .judge import follow, load_judge
 from .measures import (
     FVD, LPIPS, Changed, Column, IdmDistance, Quality, TextureDistance, as_code,
     load_torchscript, play_all, players)
-from .storage import (
-    JudgeInfo, Report, fingerprint, load_model, provenance, read_json, require_out,
-    write_aside, write_json, write_record)
+from nfd_ref.storage import (
+    Report, fingerprint, provenance, read_json, require_out, write_aside, write_json,
+    write_record)
 from .streaming import World, rollout
 from .stuck import Stuck, load_walks, play_walks
 from .trials import Actions, Counterfactual, Drift, Memory, WrongAction
@@ -108,12 +108,7 @@ class Setting:
         self.videos = VideoFolder(data, 'test')
         self.train = VideoFolder(data, 'train')
         self.data = self.videos.hash()
-        self.judge = None
-        if idm:
-            self.judge, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
-            if self.judge.cfg.actions != self.world.space.sizes:
-                raise ValueError(f'{idm}: a judge of {self.judge.cfg.actions} choices, the world '
-                                 f'has {self.world.space.sizes}')
+        self.judge = load_judge(idm, self.world.space.sizes) if idm else None
         self.states = []
         if branches:
             states, self.about = load_branches(branches)

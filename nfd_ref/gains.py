@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .judge import IDMConfig, InverseDynamics, action_scores, judge
+from .judge import action_scores, judge, load_judge
 from .measures import frame_scores, interval, normal_range, texture_distance
 from .pacing import WAYS, Costs, NextAction, measure_costs, measure_paced, spread
 from .speculation import (
     RoundCosts, kept_per_draft, measure_rounds, persistent_trace, run_lengths)
 from .speed import card, still, timed, work
 from .storage import (
-    JudgeInfo, SpeculationRecord, load_model, read_record, write_record)
+    SpeculationRecord, read_record, write_record)
 from .streaming import rollout
 from .trials import drift, long_trace
 from .video import VideoFolder, draw_clips
@@ -160,12 +160,11 @@ def exam_of(
     "The exam on held-out video, its clips those of `evaluate`."
     test = VideoFolder(data, 'test')
     train = VideoFolder(data, 'train')
-    judge_network, _ = load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
     return Exam(
         clips=list(draw_clips(test, CLIPS, Exam.context + MADE)),
         trace=long_trace(test, LONG + Exam.context),
         normal=normal_range([train.clip(e).frames for e in range(len(train))]),
-        idm=judge_network)
+        idm=load_judge(idm, test.space.sizes))
 
 def as_record(costs):
     "`Costs` as JSON can hold them; `from_record` is the way back."
