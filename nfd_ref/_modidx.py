@@ -751,7 +751,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'nfd_ref.rivals.choose_world_noise': ('rivals.html#choose_world_noise', 'nfd_ref/rivals.py'),
                                 'nfd_ref.rivals.finished': ('rivals.html#finished', 'nfd_ref/rivals.py'),
                                 'nfd_ref.rivals.plan_of': ('rivals.html#plan_of', 'nfd_ref/rivals.py'),
-                                'nfd_ref.rivals.share_cache': ('rivals.html#share_cache', 'nfd_ref/rivals.py'),
                                 'nfd_ref.rivals.step_cost': ('rivals.html#step_cost', 'nfd_ref/rivals.py'),
                                 'nfd_ref.rivals.train_all': ('rivals.html#train_all', 'nfd_ref/rivals.py'),
                                 'nfd_ref.rivals.train_codes_arm': ('rivals.html#train_codes_arm', 'nfd_ref/rivals.py'),

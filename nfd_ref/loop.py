@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOR_BATCH', 'FOR_LOSS', 'FOR_HELD_OUT', 'FOR_LAYERS', 'MOMENTS', 'STOPS', 'AHEAD', 'TrainConfig', 'lr_scale',
-           'require_same', 'claim', 'claim_run', 'weight_names', 'moments', 'load_moments', 'save_checkpoint',
+           'require_same', 'claim', 'claim_run', 'remembered', 'moments', 'load_moments', 'save_checkpoint',
            'load_checkpoint', 'checkpoints', 'step_of', 'ema_update', 'averaged', 'interruptible', 'parameter_groups',
            'make_optimizer', 'parts_of', 'Run', 'plain', 'Ahead', 'pinned', 'fit']
 
@@ -110,17 +110,18 @@ def claim_run(out, cfg, info, resume):
 # %% ../nbs/05b_loop.ipynb #3fd49627
 MOMENTS = ('exp_avg', 'exp_avg_sq', 'step')   # what AdamW remembers of each weight
 
-def weight_names(model, optimizer):
-    "Names of the weights in the optimizer's order."
+def remembered(model, optimizer):       # {name: its moments}
+    "What is kept of each weight, in the optimizer's order; a group may have moments of its own."
     names = {id(p): name for name, p in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group['params']]
+    return {names[id(p)]: group.get('moments', MOMENTS)
+            for group in optimizer.param_groups for p in group['params']}
 
 def moments(model, optimizer):
     "{'weight|moment': tensor} of all weights that were ever moved."
     state = optimizer.state_dict()['state']
     tensors = {}
-    for i, name in enumerate(weight_names(model, optimizer)):
-        for moment in MOMENTS:
+    for i, (name, kept) in enumerate(remembered(model, optimizer).items()):
+        for moment in kept:
             if i in state: tensors[f'{name}|{moment}'] = torch.as_tensor(state[i][moment])
     return tensors
 
@@ -128,12 +129,13 @@ def load_moments(model, optimizer, tensors, what='moments'):
     "Put what `moments` gave back into the optimizer."
     weights = dict(model.named_parameters())
     moved = {key.rpartition('|')[0] for key in tensors}
-    names = {i: name for i, name in enumerate(weight_names(model, optimizer)) if name in moved}
+    order = enumerate(remembered(model, optimizer).items())
+    names = {i: (name, kept) for i, (name, kept) in order if name in moved}
     own = {f'{name}|{moment}': torch.tensor(0.) if moment == 'step' else weights[name]
-           for name in names.values() for moment in MOMENTS}
+           for name, kept in names.values() for moment in kept}
     require_fit(tensors, own, what)
-    state = {i: {moment: tensors[f'{name}|{moment}'] for moment in MOMENTS}
-             for i, name in names.items()}
+    state = {i: {moment: tensors[f'{name}|{moment}'] for moment in kept}
+             for i, (name, kept) in names.items()}
     groups = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
 
@@ -241,7 +243,8 @@ class Run:
         out,                # its folder
         model,              # has `cfg`; made again from it for the averaged weights
         cfg,                # `TrainConfig`
-        learners=None       # (step) -> names of the groups that learn then; None: all
+        learners=None,      # (step) -> names of the groups that learn then; None: all
+        optimizer=make_optimizer    # (model, cfg) -> what moves the weights
     ):
         wrapping = DistributedDataParallelKwargs(find_unused_parameters=learners is not None)
         AcceleratorState._reset_state()     # an earlier run may have had another precision
@@ -258,7 +261,7 @@ class Run:
         self.step = 0                                   # steps done
         self.bare = model.to(self.accelerator.device)
         self.ema = {k: v.detach().clone().float() for k, v in model.state_dict().items()}
-        self.optimizer = make_optimizer(self.bare, cfg)
+        self.optimizer = optimizer(self.bare, cfg)
 
     def due(self, every):
         "Every so many steps, and at the end."
@@ -424,12 +427,13 @@ def fit(
     resume=False,
     on_save=None,       # (model with averaged weights, step), called before each checkpoint
     progress=True,
-    learners=None       # (step) -> names of the parameter groups that learn then; None: all
+    learners=None,      # (step) -> names of the parameter groups that learn then; None: all
+    optimizer=make_optimizer    # (model, cfg) -> what moves the weights
 ):                      # the model with averaged weights
     """Train. `loss_fn` gets a generator of this step's random numbers and `part`, this process's
     slice of the batch. No random number has a history, so a run that is killed and resumed gives
     the same bits (on one device)."""
-    run = Run(out, model, cfg, learners)
+    run = Run(out, model, cfg, learners, optimizer)
     try:
         run.begin(info or {}, resume)
         return run.train(loss_fn, batches, on_save, progress)

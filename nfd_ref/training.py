@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_RECIPE', 'WORLD_RECIPE', 'ON_GPU', 'RECIPES', 'weights_hash', 'encode_videos', 'require_length',
-           'LatentClips', 'latent_clips', 'loss_by_level', 'SpoiltClips', 'own_mistakes', 'world_loss',
+           'LatentClips', 'latent_clips', 'share_cache', 'loss_by_level', 'SpoiltClips', 'own_mistakes', 'world_loss',
            'action_shuffle', 'Stage', 'Recipe', 'load_frames', 'train_tokenizer', 'shape_for', 'save_world',
            'held_out_log', 'begin_with', 'train_world']
 
 # %% ../nbs/05_training.ipynb #7c4c5a50
 import hashlib
+import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -124,6 +125,13 @@ def latent_clips(
     "Encode a folder of video, or find it encoded, and draw clips from it."
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     return LatentClips(*encode_videos(tok, videos, path, device, progress), length, batch, seed)
+
+def share_cache(made, out, name):
+    "Encoded video for another run: the same file by another name."
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix in ('.npy', '.json'):
+        link = out/f'{name}{suffix}'
+        if not link.exists(): os.link(made.with_suffix(suffix), link)
 
 # %% ../nbs/05_training.ipynb #cdea9959
 def loss_by_level(
