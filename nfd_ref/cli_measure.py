@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate`, `bench`, `compare`. Written by hand (see `command`)."""
+"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`. By hand (see `command`)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -172,13 +172,12 @@ def cmd_compare(
     from nfd_ref.command import load_tokenizer
     from nfd_ref.comparison import compare, comparison_table
     from nfd_ref.doom import load_branches
-    from nfd_ref.judge import IDMConfig, InverseDynamics
+    from nfd_ref.judge import load_judge
     from nfd_ref.rivals import PLANS, Materials
-    from nfd_ref.storage import JudgeInfo, load_model
     from nfd_ref.video import VideoFolder
     if recipe not in PLANS: raise ValueError(f'no recipe "{recipe}"; there are {", ".join(PLANS)}')
     load_branches(branches)             # what is wrong with them is said before the training
-    load_model(idm, JudgeInfo, InverseDynamics, IDMConfig)
+    load_judge(idm, VideoFolder(test, 'test').space.sizes)
     load_tokenizer(tokenizer)
     shipped = {
         'NFD as shipped, 4': (WORLD, {}),
@@ -190,3 +189,32 @@ def cmd_compare(
     record = compare(materials, out/'comparison.json', branches, idm, words)
     print(comparison_table(record))
     print(f'-> {out/"comparison.json"}')
+
+@command('out')
+def cmd_pilots(
+    out:Path,                               # folder for all of them; out/pilots.json is the record
+    data:Annotated[Path, Wanted]=None,      # a recording, from nfd-ref record
+    minutes:float=20.,                      # of training, each: of one processor (GPU: of a clock)
+    rows:str=None,                          # comma-separated, see 07h_pilots (all)
+    home:Path=WORLD,                        # folder of a world: its tokenizer is everyone's
+    test:Path=VIDEO,                        # video folder: its test episodes judge
+    branches:Path=BRANCHES,                 # from nfd-ref branches, of the same episodes
+    idm:Path=JUDGE,                         # from nfd-ref train idm
+    walks:Path=WALKS,                       # from nfd-ref walks
+    depth:Path=DEPTH,                       # from nfd-ref depths and train idm
+):
+    """What pays in training: small worlds from nothing, each with one change, all at one price.
+    Goes on where it was stopped; what is in the record is not done again. Two of these commands
+    with other rows may share the folder."""
+    from nfd_ref.pilots import PILOTS, PilotFolders, PilotPlan, run_pilots
+    if not 0 < minutes <= MANY: raise ValueError(f'--minutes {minutes:g}: a number above 0')
+    names = rows.split(',') if rows else list(PILOTS)
+    for name in names:
+        if name not in PILOTS:
+            raise ValueError(f'--rows: no pilot "{name}"; there are {", ".join(PILOTS)}')
+    folders = PilotFolders(data, home, test, branches, idm, walks, depth)
+    record = run_pilots(out, names, folders, PilotPlan(minutes=minutes))
+    for name, row in record.rows.items():
+        print(f'{name:10} {row["steps"]:5} steps  loss {row["loss"]:.4f}  '
+              f'texture {row["texture"]:.2f}  what if {row["what_if"][0]:.0%}')
+    print(f'-> {out/"pilots.json"}')
