@@ -661,6 +661,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'nfd_ref.pilots.orthogonal': ('pilots.html#orthogonal', 'nfd_ref/pilots.py'),
                                 'nfd_ref.pilots.rows_of': ('pilots.html#rows_of', 'nfd_ref/pilots.py'),
                                 'nfd_ref.pilots.run_pilots': ('pilots.html#run_pilots', 'nfd_ref/pilots.py'),
+                                'nfd_ref.pilots.save_films': ('pilots.html#save_films', 'nfd_ref/pilots.py'),
                                 'nfd_ref.pilots.step_seconds': ('pilots.html#step_seconds', 'nfd_ref/pilots.py'),
                                 'nfd_ref.pilots.steps_for': ('pilots.html#steps_for', 'nfd_ref/pilots.py'),
                                 'nfd_ref.pilots.train_pilot': ('pilots.html#train_pilot', 'nfd_ref/pilots.py')},

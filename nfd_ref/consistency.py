@@ -31,6 +31,7 @@ from .tokenizer import Tokenizer, TokenizerConfig
 from .training import begin_with, latent_clips, require_length
 from .transformer import DiT, DiTConfig, look_back, present, sinusoid
 
+# %% ../nbs/09b_workshop.ipynb #9b0a11a11
 _all_ = ['normalised', 'quotient', 'tangent']          # by this module's name, too
 
 # %% ../nbs/09b_workshop.ipynb #78256a4d

@@ -113,6 +113,15 @@ def test_a_stopped_pilot_goes_on_with_its_number_of_steps(tmp_path, monkeypatch,
     row = run_pilots(tmp_path, ['muon'], folders, plan, progress=False).rows['muon']
     assert row['steps'] == steps
     assert row['tokens'] == steps * 2 * 24 * 15
+    assert (tmp_path/'pilots.png').exists()
+
+    dearer = replace(plan, minutes=600.)            # refused before anything is trained
+    with pytest.raises(ValueError, match='Give another folder'):
+        run_pilots(tmp_path, ['base'], folders, dearer, progress=False)
+    assert not (tmp_path/'base').exists()
+    (tmp_path/'pilots.json').unlink()
+    with pytest.raises(ValueError, match='a pilot of 0.02 minutes; these are of 600'):
+        run_pilots(tmp_path, ['muon'], folders, dearer, progress=False)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
