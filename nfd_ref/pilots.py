@@ -253,7 +253,7 @@ def train_pilot(
     out,                # folder for all of them
     name,               # in `PILOTS`
     plan,               # `PilotPlan`
-    folders,          # `PilotFolders`
+    folders,            # `PilotFolders`
     ask,                # (model) -> {name: number}, at every quarter
     progress=True
 ):                      # the world's folder; seconds of a step
@@ -277,7 +277,7 @@ def train_pilot(
 # %% ../nbs/07h_pilots.ipynb #7h000038
 def ask_pilot(
     folder,             # of a world
-    folders,          # `PilotFolders`
+    folders,            # `PilotFolders`
     protocol,           # `Protocol`
     progress=True
 ):                      # {question: answer}; [mean, low, high] where there is an interval
@@ -315,7 +315,7 @@ class PilotsRecord:
 def run_pilots(
     out,                # folder for all of them; OUT/pilots.json is the record
     names,              # in `PILOTS`
-    folders,          # `PilotFolders`
+    folders,            # `PilotFolders`
     plan=PilotPlan(),
     progress=True
 ):                      # `PilotsRecord`
@@ -358,11 +358,13 @@ def rows_of(path, plan, recording):
 SHOWN = 6       # frames of a film
 
 def save_films(out, folders, frames):
-    "OUT/pilots.png: the first walk, so many frames of it, real and as each row makes it."
+    """OUT/pilots.png: the first walk, so many frames of it, real and then as each row makes it
+    whose world is here."""
     walk = VideoFolder(folders.walks).clip(0, 0, PAST + frames)
     films = [walk.frames[PAST:]]
     for name in read_record(out/'pilots.json', PilotsRecord).rows:
-        films.append(rollout(World.load(out/name/'final', device='cpu'), walk, PAST))
+        folder = out/name/'final'
+        if folder.exists(): films.append(rollout(World.load(folder, device='cpu'), walk, PAST))
     shown = np.linspace(0, frames - 1, SHOWN).astype(int)
     strips = [np.concatenate(film[shown], 1) for film in films]
     with write_aside(out/'pilots.png') as tmp:
