@@ -177,14 +177,15 @@ def cmd_compare(
     from nfd_ref.video import VideoFolder
     if recipe not in PLANS: raise ValueError(f'no recipe "{recipe}"; there are {", ".join(PLANS)}')
     load_branches(branches)             # what is wrong with them is said before the training
-    load_judge(idm, VideoFolder(test, 'test').space.sizes)
+    judged = VideoFolder(test, 'test')
+    load_judge(idm, judged.space.sizes)
     load_tokenizer(tokenizer)
     shipped = {
         'NFD as shipped, 4': (WORLD, {}),
         'NFD+ as shipped, 2': (STUDENT, {}),
         'NFD+ as shipped, 1': (STUDENT, dict(steps=1))}
-    materials = Materials(out, PLANS[recipe], VideoFolder(data, 'train'), VideoFolder(test, 'test'),
-                          tokenizer, shipped)
+    materials = Materials(out, PLANS[recipe], VideoFolder(data, 'train'), judged, tokenizer,
+                          shipped)
     words = f'nfd-ref compare OUT --recipe {recipe}'
     record = compare(materials, out/'comparison.json', branches, idm, words)
     print(comparison_table(record))

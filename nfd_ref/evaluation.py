@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'QUICK', 'HOW', 'Protocol', 'require_branches', 'Setting', 'Session', 'as_played', 'measure', 'draw_films',
-           'report_page', 'save_page', 'evaluate', 'leaderboard_row', 'read_leaderboard', 'add_to_leaderboard',
-           'leaderboard_table']
+           'report_page', 'save_page', 'save_strips', 'load_strips', 'evaluate', 'leaderboard_row', 'read_leaderboard',
+           'add_to_leaderboard', 'leaderboard_table']
 
 # %% ../nbs/07c_evaluation.ipynb #93c22b3e
 from dataclasses import asdict, dataclass
@@ -257,6 +257,18 @@ def save_page(path, figure):
         figure.savefig(tmp, dpi=100, format='png')
         small = Image.open(tmp).convert('RGB').quantize(256, Image.Quantize.FASTOCTREE)
         small.save(tmp, 'png', optimize=True)
+
+def save_strips(path, films):       # each uint8 [f, h, w, 3], all of one shape
+    "Frames of several films as one PNG without loss, a film a row."
+    picture = np.concatenate([np.concatenate(list(film), 1) for film in films])
+    with write_aside(path) as tmp: Image.fromarray(picture).save(tmp, 'png', optimize=True)
+
+def load_strips(path, size=(48, 80)):       # uint8 [film, frame, h, w, 3]
+    "What `save_strips` kept."
+    h, w = size
+    picture = np.array(Image.open(path))
+    rows, columns = picture.shape[0] // h, picture.shape[1] // w
+    return picture.reshape(rows, h, columns, w, 3).swapaxes(1, 2)
 
 # %% ../nbs/07c_evaluation.ipynb #e2cd6275
 def evaluate(

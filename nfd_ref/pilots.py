@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PILOTS', 'ASKED', 'SHOWN', 'PrefixLevels', 'orthogonal', 'is_hidden_matrix', 'Muon', 'Pilot', 'clips_for',
-           'config_of', 'step_seconds', 'PilotPlan', 'PilotFolders', 'steps_for', 'train_pilot', 'ask_pilot',
-           'PilotsRecord', 'run_pilots', 'rows_of', 'save_films', 'about_pilot']
+           'config_of', 'step_seconds', 'PilotPlan', 'PilotFolders', 'cost_path', 'cost_of', 'steps_for', 'train_pilot',
+           'ask_pilot', 'PilotsRecord', 'run_pilots', 'rows_of', 'save_films', 'about_pilot']
 
 # %% ../nbs/07h_pilots.ipynb #7h000005
 import tempfile
@@ -16,19 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .depth import Walled
 from .diffusion import NoiseLevels
-from .evaluation import Protocol, Setting, measure
+from .evaluation import Protocol, Setting, measure, save_strips
 from .files import read_log, unlock
-from .loop import MOMENTS, Run, TrainConfig, make_optimizer, parameter_groups
+from .loop import Run, TrainConfig, make_optimizer, parameter_groups
 from .measures import IdmDistance, Quality, TextureDistance
-from .release import copy_part
 from .storage import (
     TokenizerInfo, fingerprint, load_model, provenance, read_json, read_record, require_record,
-    write_aside, write_json, write_record)
+    write_json, write_record)
 from .streaming import World, rollout
 from .stuck import PAST, Stuck
 from .tokenizer import Tokenizer, TokenizerConfig
@@ -91,7 +89,7 @@ class Muon(torch.optim.Optimizer):
             groups += [
                 dict(params=hidden, name=f'{name}, matrices', factor=group['lr'], hidden=True,
                      moments=('exp_avg',)),
-                dict(params=others, name=name, factor=group['lr'], hidden=False, moments=MOMENTS)]
+                dict(params=others, name=name, factor=group['lr'], hidden=False)]
         super().__init__(groups, dict(lr=cfg.lr, betas=cfg.betas, momentum=momentum,
                                       weight_decay=cfg.weight_decay))
 
@@ -155,11 +153,19 @@ PILOTS = dict(
     little=Pilot('an eighth of the video', share=1/8))
 
 # %% ../nbs/07h_pilots.ipynb #7h000034
-def clips_for(out, name, pilot, folders, cfg, progress=True):     # `LatentClips`
+def clips_for(
+    out,                # folder of all pilots
+    name,               # of this one, in `PILOTS`
+    tok,                # `Tokenizer`
+    videos,             # `VideoFolder`, its share of the recording
+    cfg,                # `TrainConfig`
+    progress=True
+):                      # `LatentClips`
     "Its encoded training clips; who learns from the whole recording shares one cache."
+    pilot = PILOTS[name]
     def encoded(path):
-        return latent_clips(folders.tokenizer, folders.videos(pilot), path, pilot.length,
-                            cfg.batch, cfg.seed, progress=progress)
+        return latent_clips(tok, videos, path, pilot.length, cfg.batch, cfg.seed,
+                            progress=progress)
     if pilot.share == 1:
         encoded(out/'latents')
         share_cache(out/'latents', out/name, 'latents')
@@ -236,18 +242,25 @@ class PilotFolders:
         return videos
 
 # %% ../nbs/07h_pilots.ipynb #7h000037
-def steps_for(out, name, plan, clips, shape):       # steps, seconds of one
-    "How many steps fit; measured once, so that a pilot that was stopped goes on as it began."
-    path = Path(out)/f'{name}_cost.json'
-    if not path.exists():
-        seconds = step_seconds(PILOTS[name], plan, clips, shape)
-        steps = max(4, round(60 * plan.minutes / seconds))
-        write_json(path, dict(minutes=plan.minutes, seconds=round(seconds, 4), steps=steps))
+def cost_path(out, name): return Path(out)/f'{name}_cost.json'
+
+def cost_of(out, name, plan):       # {'minutes', 'seconds': of a step, 'steps': that fit}
+    "What was measured for a pilot; it must be of as many minutes."
+    path = cost_path(out, name)
     known = read_json(path)
     if known['minutes'] != plan.minutes:
         raise ValueError(f'{path}: a pilot of {known["minutes"]:g} minutes; these are of '
                          f'{plan.minutes:g}. Give another folder')
-    return known['steps'], known['seconds']
+    return known
+
+def steps_for(out, name, plan, clips, shape):
+    "How many steps fit; measured once, so that a pilot that was stopped goes on as it began."
+    path = cost_path(out, name)
+    if not path.exists():
+        seconds = step_seconds(PILOTS[name], plan, clips, shape)
+        steps = max(4, round(60 * plan.minutes / seconds))
+        write_json(path, dict(minutes=plan.minutes, seconds=round(seconds, 4), steps=steps))
+    return cost_of(out, name, plan)['steps']
 
 def train_pilot(
     out,                # folder for all of them
@@ -256,23 +269,23 @@ def train_pilot(
     folders,            # `PilotFolders`
     ask,                # (model) -> {name: number}, at every quarter
     progress=True
-):                      # the world's folder; seconds of a step
+):                      # the world's folder
     "Train one, or go on with it, or find it done."
+    final = out/name/'final'
+    if final.exists(): return final
     pilot = PILOTS[name]
     videos = folders.videos(pilot)
     tok = folders.tokenizer
     shape = shape_for(replace(plan.shape, **pilot.shape), tok, videos)
-    clips = clips_for(out, name, pilot, folders, config_of(pilot, plan, 1000), progress)
-    steps, seconds = steps_for(out, name, plan, clips, shape)
-    final = out/name/'final'
-    if not final.exists():
-        train_world(
-            out/name, videos, tok, config_of(pilot, plan, steps), shape, pilot.length,
-            pilot.levels, pilot.mistakes, resume=True, progress=progress,
-            optimizer=pilot.optimizer or make_optimizer,
-            on_save=held_out_log(out/name/'held_out.jsonl', ask))
-    copy_part(folders.home, 'tokenizer', final)
-    return final, seconds
+    clips = clips_for(out, name, tok, videos, config_of(pilot, plan, 1000), progress)
+    steps = steps_for(out, name, plan, clips, shape)
+    train_world(
+        out/name, videos, tok, config_of(pilot, plan, steps), shape, pilot.length,
+        pilot.levels, pilot.mistakes, resume=True, progress=progress,
+        beside=sorted(Path(folders.home).glob('tokenizer*')),
+        optimizer=pilot.optimizer or make_optimizer,
+        on_save=held_out_log(out/name/'held_out.jsonl', ask))
+    return final
 
 # %% ../nbs/07h_pilots.ipynb #7h000038
 def ask_pilot(
@@ -330,11 +343,12 @@ def run_pilots(
                             progress=progress)
     ask = partial(action_shuffle, clips=held_out, levels=NoiseLevels(), batches=plan.batches)
     for name in tqdm(names, 'pilots', disable=not progress):
-        folder, seconds = train_pilot(out, name, plan, folders, ask, progress)
+        folder = train_pilot(out, name, plan, folders, ask, progress)
+        cost = cost_of(out, name, plan)
         rows = rows_of(path, plan, recording)
         weights = fingerprint(folder/'world.safetensors')
         if rows.get(name, {}).get('weights') == weights: continue
-        row = about_pilot(out/name, name, seconds) | dict(weights=weights)
+        row = about_pilot(out/name, name, cost['seconds']) | dict(weights=weights)
         row |= ask_pilot(folder, folders, plan.protocol, progress)
         write_record(path, PilotsRecord(
             minutes=plan.minutes,
@@ -366,9 +380,7 @@ def save_films(out, folders, frames):
         folder = out/name/'final'
         if folder.exists(): films.append(rollout(World.load(folder, device='cpu'), walk, PAST))
     shown = np.linspace(0, frames - 1, SHOWN).astype(int)
-    strips = [np.concatenate(film[shown], 1) for film in films]
-    with write_aside(out/'pilots.png') as tmp:
-        Image.fromarray(np.concatenate(strips)).save(tmp, 'png', optimize=True)
+    save_strips(out/'pilots.png', [film[shown] for film in films])
 
 def about_pilot(folder, name, seconds):     # {what: number}
     "What a pilot was and what it cost."

@@ -87,7 +87,8 @@ def test_who_sees_a_part_of_the_recording_encodes_that_part(tmp_path, folders):
     cfg = TrainConfig(batch=2)
     counts = {}
     for name in ('base', 'little'):
-        clips = clips_for(tmp_path, name, PILOTS[name], folders, cfg)
+        videos = folders.videos(PILOTS[name])
+        clips = clips_for(tmp_path, name, folders.tokenizer, videos, cfg)
         counts[name] = len(clips.latents)
     assert counts == dict(base=240, little=30)
     shared = (tmp_path/'base'/'latents.npy').samefile(tmp_path/'latents.npy')

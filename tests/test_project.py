@@ -43,7 +43,7 @@ ROOMS = {
     'trials': ['measures'],
     'evaluation': ['trials', 'depth'],
     'release': ['measures'],
-    'pilots': ['training', 'evaluation', 'release'],
+    'pilots': ['training', 'evaluation'],
     'speed': ['streaming'],
     'growth': ['speed'],
     'speculation': ['speed'],
