@@ -94,7 +94,7 @@ def hinge(
     real,               # scores of real frames
     fake                # scores of made ones
 ):
-    "The discriminator's loss: real above 1, fake below -1 (Lim & Ye 2017, arXiv 1705.02894)."
+    "The critic's loss: real above 1, fake below -1 (Lim & Ye 2017, arXiv 1705.02894)."
     return .5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 # %% ../nbs/09b_workshop.ipynb #09c00031
@@ -105,7 +105,7 @@ class Draws:
     context_noise: torch.Tensor
     level: torch.Tensor             # of the frames that are learnt from
     noise: torch.Tensor
-    critic_level: torch.Tensor      # to which the discriminator noises what it is shown
+    critic_level: torch.Tensor      # to which the critic noises what it is shown
     critic_noise: torch.Tensor
     draft: int = 1                  # frames that are made together
 
@@ -129,8 +129,8 @@ class ConsistencyConfig:
     warmup: int = 100           # steps over which the derivative comes in
     solver_step: float = 0.     # > 0: discrete, solver steps of this size instead of a derivative
     adversarial: float = .5     # weight of the adversarial term; 0: none
-    blocks: tuple = (2, 5, 7)   # of the teacher, after which the discriminator looks
-    fast: float = 10.           # learning rate of the discriminator's heads over the student's
+    blocks: tuple = (2, 5, 7)   # of the teacher, after which the critic looks
+    fast: float = 10.           # learning rate of the critic's heads over the student's
     draft: int = 1              # most frames of a draft: each step draws 1, 2, 4, ... up to it
 
     def __post_init__(self):
@@ -169,7 +169,7 @@ def draw(self:ConsistencyConfig, x0, numbers):
 
 # %% ../nbs/09b_workshop.ipynb #3ad46135
 class Distiller(nn.Module):
-    "All that learns: the student, the weight of each level, the discriminator's heads."
+    "All that learns: the student, the weight of each level, the critic's heads."
     def __init__(self,
         cfg             # `ConsistencyConfig`
     ):
