@@ -257,7 +257,7 @@ class Recipe:
 
 # %% ../nbs/05_training.ipynb #168d6fc3
 RECIPES = dict(
-    cpu=Recipe(                 # what the first shipped world was begun with
+    cpu=Recipe(                 # for two cores, no GPU
         tokenizer=TOKENIZER_RECIPE,
         stages=(
             Stage(
