@@ -161,7 +161,7 @@ def load(cls:World,
     folder,                 # holds world.*, and tokenizer.* unless world.json says where it is
     **overrides             # of `World`'s arguments
 ):                          # a `World`
-    "The world kept in a folder, with the sampling settings that were measured best for it."
+    "The world kept in a folder, with the sampling settings that it was judged with."
     model, info = load_model(folder, WorldInfo, DiT, DiTConfig)
     tok, _ = load_model(tokenizer_of(folder), TokenizerInfo, Tokenizer, TokenizerConfig)
     try:
