@@ -73,6 +73,7 @@ class View:
     def __init__(self, name, ahead=AHEAD):
         self.name = name
         self.ahead = ahead
+        self.send = None                # (header, [bytes]) go there unasked; None: it asks
         self.changed = threading.Condition()
         self.hello()
 
@@ -186,7 +187,9 @@ def made_rate(self:Console):
 
 @patch
 def push(self:Console, view):
-    "Nothing here: views ask. A console that sends without being asked overrides this."
+    "Send a view what it is owed, if it does not come for it."
+    owed = view.take() if view.send else None
+    if owed: view.send(*self.message(view, owed))
 
 # %% ../nbs/13e_console.ipynb #7e00001a
 @patch

@@ -381,11 +381,31 @@ function start(element, transport) {
   return root.player;
 }
 
-// ---- in a notebook: every message costs the kernel some milliseconds, so several are told at once
+// ---- in a notebook: by the player's own wire if the kernel runs on this machine, else by the
+// kernel's. There every message costs some milliseconds, so several drawings are told at once
 
+const NEAR = ['localhost', '127.0.0.1', '[::1]'];
 const TOLD = 3;
 
-function render({model, el}) {
+async function answers(wire) {
+  if (!wire || !NEAR.includes(location.hostname)) return false;
+  try {
+    return (await fetch(`${wire}/player.css`, {signal: AbortSignal.timeout(2000)})).ok;
+  } catch (problem) {
+    return false;                       // that port is another machine's, or nobody's any more
+  }
+}
+
+async function render({model, el}) {
+  const wire = model.get('wire');
+  if (await answers(wire)) {
+    const player = serve(el, wire);
+    return () => player.close();
+  }
+  return by_kernel(model, el);
+}
+
+function by_kernel(model, el) {
   const view = crypto.randomUUID?.() ?? String(Math.random());
   const send = message => model.send({...message, view});
   let drawn = [];                     // not yet told
@@ -414,7 +434,7 @@ function render({model, el}) {
 
 export default {render};
 
-// ---- in a page of its own: the newest message is asked for, and asked for again once it is drawn
+// ---- by a wire of its own: the newest message is asked for, and asked for again once it is drawn
 
 const AHEAD = 2;            // pictures that may wait to be drawn before no more are asked for
 
@@ -454,7 +474,7 @@ export function serve(element, base) {
         player.take(content, buffers);
         while (undrawn >= AHEAD) await new Promise(resolve => { drawn = resolve; });
       } catch (problem) {
-        player.said.textContent = 'stopped: the program behind this page has ended';
+        player.said.textContent = 'stopped: the program behind this player has ended';
         player.said.classList.add('nfd-bad');
         await new Promise(resolve => setTimeout(resolve, 1000));
         player.send({what: 'hello'});

@@ -58,6 +58,9 @@ class Face:
 
     def stats(self): return self.root.evaluate('root => root.player.stats')
 
+    def has_own_wire(self):
+        return self.root.evaluate('root => root.player.transport.address !== undefined')
+
     def playing(self): return self.root.get_attribute('data-playing') == 'true'
 
     def pixels(self):
@@ -323,6 +326,7 @@ def test_in_jupyterlab(browser, tmp_path):
         page = browser.new_page(viewport=dict(width=1280, height=900))
         page.set_default_timeout(PATIENCE)
         face = open_and_run(page, address)
+        assert face.has_own_wire()
         play_through(face, tmp_path/'played')
 
         cells = page.locator('.jp-Notebook .jp-Cell').count()
@@ -372,8 +376,10 @@ def interrupt_kernel(address):
 
 @pytest.mark.skipif(not find_spec('jupyterlab'), reason='needs JupyterLab')
 def test_two_views_an_interrupt_and_a_failure(browser, tmp_path):
-    "A key in one view moves both; an interrupt stops neither; what fails is said, and can go on."
+    """A key in one view moves both; an interrupt stops neither; what fails is said, and can go on.
+    All by the kernel's wire: the player's own is gone, as it is for a kernel elsewhere."""
     notebook = NOTEBOOK.format(root=ROOT, out=tmp_path/'played')
+    notebook = notebook.replace('\nplayer\n', '\nplayer.page.stop()\nplayer\n')
     write_notebook(tmp_path/'play.ipynb', notebook, 'player', TROUBLE)
     with lab(tmp_path) as address:
         page = browser.new_page(viewport=dict(width=1280, height=2600))
@@ -383,6 +389,7 @@ def test_two_views_an_interrupt_and_a_failure(browser, tmp_path):
         page.locator('.nfd-player').nth(1).wait_for()
         first = Face(page, 0)
         second = Face(page, 1)
+        assert not first.has_own_wire() and not second.has_own_wire()
         second.start()
         first.until(first.playing)
         first.screen.click()
