@@ -23,9 +23,12 @@ def printed(cell):
     "What a cell's saved outputs print."
     return ''.join(''.join(o.get('text', '')) for o in cell['outputs'])
 
-# Each notebook's process branches off from one that has imported what they all import.
+# Each notebook's process branches off from one that has imported what they all import (a command
+# imports torch when it is called, and torch its compiler when it is asked for).
 BRANCHES = get_context('forkserver')
-BRANCHES.set_forkserver_preload(['nbdev.test', 'matplotlib.pyplot', 'nfd_ref.cli'])
+BRANCHES.set_forkserver_preload([
+    'nbdev.test', 'matplotlib.pyplot', 'torch._inductor.compile_fx', 'nfd_ref.arms',
+    'nfd_ref.comparison', 'nfd_ref.pilots', 'nfd_ref.player'])
 
 def run_notebook(notebook, log):
     "`nbdev-test --flags 'cuda slow' NOTEBOOK`, what it says in a file."
