@@ -144,7 +144,7 @@ PILOTS = dict(
     muon=Pilot('Muon, not AdamW', optimizer=Muon),
     window64=Pilot('window 64, clips of 96', dict(window=64), dict(batch=4), 96),
     window32=Pilot('window 32, clips of 48', dict(window=32), dict(batch=8), 48),
-    prefix=Pilot('a clean past, loss on the rest', levels=PrefixLevels()),
+    prefix=Pilot('a known past, loss on the rest', levels=PrefixLevels()),
     mistakes=Pilot('its own guesses in its past', mistakes=.5),
     clean=Pilot('context without noise', levels=NoiseLevels(context_max=0.)),
     unshifted=Pilot('noise levels without shift', levels=NoiseLevels(shift=1.)),

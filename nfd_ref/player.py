@@ -50,7 +50,7 @@ serve(document.body, location.pathname.replace(/\\/$/, ''));
 '''
 
 # %% ../nbs/13f_player.ipynb #29c49956
-NEAR = ('127.0.0.1', 'localhost')       # names of this machine
+NEAR = ('127.0.0.1', 'localhost', '::1')        # names of this machine
 
 class Handler(BaseHTTPRequestHandler):
     "One request of a page. `server.page` is the `Page`."
@@ -123,7 +123,7 @@ def tell(self:Handler, console, name):
     owed = view.take(PATIENCE)
     if owed is None: return self.answer(204)
     content, parts = console.message(view, owed)
-    if owed[2] is not None: view.painted([owed[2].serial])
+    if owed[2] is not None: view.painted([owed[2].serial])      # who asks again has room
     header = json.dumps(content | dict(sizes=[len(part) for part in parts])).encode()
     self.answer(200, b''.join([len(header).to_bytes(4, 'big'), header, *parts]))
 
