@@ -781,6 +781,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nfd_ref.session.Session.again': ('session.html#session.again', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.beat': ('session.html#session.beat', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.close': ('session.html#session.close', 'nfd_ref/session.py'),
+                                 'nfd_ref.session.Session.drafting': ('session.html#session.drafting', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.drafts': ('session.html#session.drafts', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.enter': ('session.html#session.enter', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Session.guard': ('session.html#session.guard', 'nfd_ref/session.py'),

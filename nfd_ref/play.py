@@ -222,14 +222,17 @@ class Hands:
 
 # %% ../nbs/13_play.ipynb #282d9b79
 @patch
-def read(self:Hands):
+def read(self:Hands,
+    instead_of=None     # an action that was read and has not been played: its turns are kept
+):
     "The action of the frame to come, int64 [k]; and {who: serial number} of what it knows of."
     with self.lock:
         held = self.words()
         action = self.latched.copy()
         for i, (field, choices) in enumerate(self.space.fields.items()):
             if field in CAMERA:         # the mouse, or a turn that is latched
-                if action[i] == self.space.rest[i]:
+                if instead_of is not None: action[i] = instead_of[i]
+                elif action[i] == self.space.rest[i]:
                     action[i] = self.take_turn(CAMERA.index(field))
             elif held: action[i] = choose(choices, self.space.rest[i], held)
         return action, dict(self.presses)

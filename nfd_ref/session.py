@@ -120,8 +120,8 @@ class Made:
     frame: np.ndarray       # uint8 [height, width, 3]
     action: np.ndarray      # int64 [k], the one that led here
     presses: dict           # {who: serial number of its newest key that this frame knows of}
-    seconds: float          # that it took
-    latents: torch.Tensor = None    # [1, 1, c, h, w], where a lens is open
+    seconds: float          # that it took, to be remembered included
+    latents: torch.Tensor = None    # [1, 1, c, h, w]
 
 # %% ../nbs/13b_session.ipynb #2f2b41b5
 class Session:
@@ -183,16 +183,20 @@ def show(self:Session, made):
 # %% ../nbs/13b_session.ipynb #7b000011
 @patch
 def tick(self:Session):     # `Made`
-    "One frame, under what the hands do now."
+    "One frame, under what the hands do now. It is shown, and then remembered."
     started = time.perf_counter()
-    action, presses = self.hands.read()
-    frame, latents = self.make(action)
-    self.take.append(tuple(map(int, action)))
-    self.digest.update(frame.tobytes())
-    seconds = time.perf_counter() - started
-    made = Made(len(self.take), frame, action, presses, seconds, latents)
-    for lens in self.lenses.values(): lens.see(made)
-    self.show(made)
+    latents, action, presses = self.make()
+    frame = self.world.decode(latents)
+    self.world.seen = latents, frame            # so it need not be decoded again
+    made = Made(len(self.take) + 1, frame, action, presses, 0., latents)
+    try:
+        for lens in self.lenses.values(): lens.see(made)
+        self.show(made)
+    finally:                                    # whoever watches may fail, the walk goes on
+        if not self.drafting: self.world.remember(latents, action)
+        self.take.append(tuple(map(int, action)))
+        self.digest.update(frame.tobytes())
+    made.seconds = time.perf_counter() - started
     return made
 
 @patch(as_prop=True)
@@ -201,12 +205,18 @@ def drafts(self:Session):
     account = getattr(self.world, 'account', None)
     return f'drafts: {account.words}' if account else ''
 
+@patch(as_prop=True)
+def drafting(self:Session): return isinstance(self.world, Speculator)
+
 @patch
-def make(self:Session, action):
-    "A frame; and its latents, if someone wants to look inside: `step` in its two halves."
-    if not self.lenses: return self.world.step(action), None
-    latents = self.world.step_latent(action)
-    return self.world.decode(latents), latents
+def make(self:Session):     # (latents [1, 1, c, h, w], action int64 [k], presses)
+    "The next frame. It is made again if the hands changed meanwhile, so the key need not wait."
+    action, presses = self.hands.read()
+    if self.drafting: return self.world.step_latent(action), action, presses
+    latents = self.world.make_frame(action)
+    newest, presses = self.hands.read(instead_of=action)
+    if (newest != action).any(): latents = self.world.make_frame(newest)
+    return latents, newest, presses
 
 # %% ../nbs/13b_session.ipynb #7b000016
 @patch
