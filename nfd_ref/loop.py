@@ -41,7 +41,7 @@ FOR_LAYERS = 103        # dropout
 # %% ../nbs/05b_loop.ipynb #54279f15
 @dataclass
 class TrainConfig:
-    "How long and how fast. A run is decided by its config, its data and nothing else."
+    "How long and how fast. A run is decided by its code, its config (with the seed) and its data."
     steps: int = 2000
     batch: int = 16             # clips (or frames, for the tokenizer) a step, over all processes
     accumulate: int = 1         # passes in which a process goes over its share of them
