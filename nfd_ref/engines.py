@@ -442,7 +442,7 @@ def mark(self:Recompute):   # a `State`
 
 @patch
 def rewind(self:Recompute, state):
-    "Back, to the bit, by at most `ahead` remembered frames (or `ValueError`). Later marks are gone."
+    "Back, to the bit, by at most `ahead` remembered frames (or `ValueError`); later marks go."
     if state not in self._alive():
         raise ValueError(f'this state is gone: more than ahead={self.ahead} frames were remembered '
                          'since it was marked, or the engine started again or went further back')
