@@ -772,6 +772,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'nfd_ref.rivals.train_tokens_arm': ('rivals.html#train_tokens_arm', 'nfd_ref/rivals.py'),
                                 'nfd_ref.rivals.train_world_arm': ('rivals.html#train_world_arm', 'nfd_ref/rivals.py')},
             'nfd_ref.session': { 'nfd_ref.session.Film': ('session.html#film', 'nfd_ref/session.py'),
+                                 'nfd_ref.session.Film.__repr__': ('session.html#film.__repr__', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Film._repr_png_': ('session.html#film._repr_png_', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Film.drawn': ('session.html#film.drawn', 'nfd_ref/session.py'),
                                  'nfd_ref.session.Film.write': ('session.html#film.write', 'nfd_ref/session.py'),

@@ -130,7 +130,7 @@ class Path(Lens):
             self.world.pushed = self.inner_pushed
         self.world = None
 
-    def sample(self, velocity, x, *fresh):
+    def sample(self, velocity, x, *fresh):  # fresh: noise a consistency sampler adds between calls
         self.guesses = []
         self.levels = []
 

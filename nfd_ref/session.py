@@ -102,7 +102,7 @@ class Setting:
         "The same, with so many frames made at once. One at a time is no draft."
         return replace(self, speculate=frames if frames > 1 else None)
 
-    def settled(self, world):       # a `Setting` without open questions
+    def settled(self, world):       # a `Setting` without open questions: a None left is a no
         "What the world made of it."
         return replace(
             self,
@@ -120,7 +120,7 @@ class Made:
     frame: np.ndarray       # uint8 [height, width, 3]
     action: np.ndarray      # int64 [k], the one that led here
     presses: dict           # {who: serial number of its newest key that this frame knows of}
-    seconds: float          # that it took, to be remembered included
+    seconds: float          # that it took, remembering included; 0 until it has been shown
     latents: torch.Tensor = None    # [1, 1, c, h, w]
 
 # %% ../nbs/13b_session.ipynb #2f2b41b5
@@ -386,6 +386,7 @@ class Film:
     fps: float
     same: bool              # are these the frames of the record, to the bit?
 
+    def __repr__(self): return f'Film({len(self.frames)} frames, same={self.same})'
     def drawn(self, scale=4):
         "Its frames with the hands in them, one after the other."
         for frame, action in zip(self.frames, self.actions):
