@@ -106,7 +106,9 @@ def do_GET(self:Handler):
 @patch
 def do_POST(self:Handler):
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-    if self.allowed() != 'say': return
+    path = self.allowed()
+    if path is None: return
+    if path != 'say': return self.answer(404, b'not here', 'text/plain')
     try:
         self.server.page.console.hear(json.loads(body))
     except (ValueError, KeyError, TypeError) as problem:
