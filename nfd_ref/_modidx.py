@@ -712,6 +712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'nfd_ref.player.Handler.do_GET': ('player.html#handler.do_get', 'nfd_ref/player.py'),
                                 'nfd_ref.player.Handler.do_POST': ('player.html#handler.do_post', 'nfd_ref/player.py'),
                                 'nfd_ref.player.Handler.log_message': ('player.html#handler.log_message', 'nfd_ref/player.py'),
+                                'nfd_ref.player.Handler.lost': ('player.html#handler.lost', 'nfd_ref/player.py'),
                                 'nfd_ref.player.Handler.tell': ('player.html#handler.tell', 'nfd_ref/player.py'),
                                 'nfd_ref.player.Page': ('player.html#page', 'nfd_ref/player.py'),
                                 'nfd_ref.player.Page.__init__': ('player.html#page.__init__', 'nfd_ref/player.py'),

@@ -61,13 +61,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args): ...
 
+    def lost(self): self.answer(404, b'not here', 'text/plain')
+
     def allowed(self):
         "The path behind the token, if this is a page of ours."
         host = self.headers.get('Host', '').rsplit(':', 1)[0]
         token, _, path = urlsplit(self.path).path.removeprefix('/').partition('/')
         known = hmac.compare_digest(token.encode(), self.server.page.token.encode())
         if host in NEAR and known: return path
-        self.answer(404, b'not here', 'text/plain')
+        self.lost()
 
     def answer(self, status, body=b'', kind='application/octet-stream', **more):
         self.send_response(status)
@@ -100,7 +102,7 @@ def do_GET(self:Handler):
     if path == 'hear':
         name, = parse_qs(urlsplit(self.path).query).get('view', [''])
         return self.tell(console, name)
-    self.answer(404, b'not here', 'text/plain')
+    self.lost()
 
 # %% ../nbs/13f_player.ipynb #e6fc1b73
 @patch
@@ -108,7 +110,7 @@ def do_POST(self:Handler):
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
     path = self.allowed()
     if path is None: return
-    if path != 'say': return self.answer(404, b'not here', 'text/plain')
+    if path != 'say': return self.lost()
     try:
         self.server.page.console.hear(json.loads(body))
     except (ValueError, KeyError, TypeError) as problem:
