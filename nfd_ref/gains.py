@@ -33,9 +33,9 @@ def promised(costs, size, kept):
 # %% ../nbs/11c_gains.ipynb #1c000047
 def from_record(found):
     "`Costs`, as a record holds them."
-    one = {int(size): ms for size, (ms, _) in found['rounds'].items()}
-    all_ = {int(size): ms for size, (_, ms) in found['rounds'].items()}
-    first, again = ({int(count): ms for count, ms in found[name].items()}
+    one = {int(size): ms for size, (ms, _) in found['rounds'].items()}      # rounds that keep one
+    all_ = {int(size): ms for size, (_, ms) in found['rounds'].items()}     # that keep all
+    first, again = ({int(count): ms for count, ms in found[name].items()}   # guesses in a gap: 11b
                     for name in ('first', 'again'))
     return Costs(RoundCosts(one, all_, found['decode']), first, again, found['jitter'])
 
@@ -64,7 +64,8 @@ def time_frames(worlds, trace, start):
     for at in range(0, len(trace), BLOCK):
         for size, world in worlds.items():
             for action in trace[at:at + BLOCK]:
-                ms[size].append(timed(partial(world.step, action), world.device)[1])
+                _, took = timed(partial(world.step, action), world.device)
+                ms[size].append(took)
     return ms
 
 def best_of(
