@@ -33,7 +33,8 @@ def choose(
     temperature=1.,     # below 1: likely codes become likelier; 0: the likeliest
     top_p=1.            # only of the likeliest codes, which together have so much chance
 ):                      # int [m]
-    "Draw a code from each row (nucleus sampling: Holtzman et al. 2020)."
+    """Draw a code from each row (nucleus sampling: Holtzman et al. 2020). Luck is a point on the
+    line of the kept chances; it is scaled by their sum, as if they were divided by it."""
     if temperature == 0: return logits.argmax(-1)
     chance, code = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
     before = chance.cumsum(-1) - chance
@@ -95,7 +96,7 @@ class TokenView:
 # %% ../nbs/12c_token_world.ipynb #b0700020
 @dataclass
 class TokenEngine:
-    "How a token world is run, for those who ask a world for its engine."
+    "How a token world is run. Every world has an `engine`: the player and reports print its name."
     dtype: torch.dtype
     name: str = 'cached'
 
@@ -136,7 +137,7 @@ class TokenWorld:
         self.engine = TokenEngine(like.dtype)
         self.cache = TokenCache(model.cfg, len(self.order), like)
         self.ready = False      # until the first `reset`
-        self.process = os.getpid()
+        self.process = os.getpid()          # for `_require_home`
 
     @property
     def steps(self): return self.order.passes       # network calls a frame, but for the leftovers
@@ -216,15 +217,18 @@ def _draw(self:TokenWorld,
     """The codes of the next frame, which is not counted yet. The luck of a place depends on (seed,
     frame, place) alone, so that orders can be compared."""
     a = self._action(action).to(self.device)
+    # luck takes the stream of random numbers that a diffusion world begins a frame with
     numbers = generator(self.seed, self.cache.next, START_NOISE)
     luck = torch.rand(self.model.cfg.tokens, generator=numbers).to(self.device)
     with torch.inference_mode():
         codes = torch.zeros(1, 1, self.model.cfg.tokens, dtype=torch.long, device=self.device)
+        # RoPE: queries turn by the place asked for, keys by the place known, (cos, sin) of each
         asked, known = self.model.turns(self.cache.next, 1, self.order, self.model.head.weight)
         for fed in self.fed:
             x = self.model.embed(codes, a, self.order, fed)[0]
-            turn = [[part[fed] for part in pair] for pair in (asked, known)]
-            y = self._run(x, turn)
+            query_turn = [part[fed] for part in asked]
+            key_turn = [part[fed] for part in known]
+            y = self._run(x, (query_turn, key_turn))
             answers = fed[self.order.answers[fed]]
             if not len(answers): continue           # codes that are left over: only remembered
             y = y[self.order.answers[fed]]
@@ -272,9 +276,10 @@ def choose_draw(
     info = read_record(path, TokensInfo)
     if info.sampling: return info.sampling
     real = [clip.frames[CONTEXT:] for clip in clips]
-    def tried(settings):
+    def tried(settings):                # textures decide; PSNR is kept to be looked at
         world = TokenWorld.load(folder, **settings)
         films = [rollout(world, clip, CONTEXT, seed + i) for i, clip in enumerate(clips)]
+        # equal frames have an infinite PSNR, which no mean survives
         near = np.mean([psnr(*pair).clamp(max=60).mean() for pair in zip(films, real)])
         with torch.inference_mode(): texture = texture_distance(world.tok, films, real)
         return dict(texture=round(texture, 3), psnr=round(float(near), 3))
@@ -291,7 +296,7 @@ def load(cls:TokenWorld,
     folder,                 # holds tokens.* and codes.*
     **overrides             # of `TokenWorld`'s arguments
 ):                          # a `TokenWorld`
-    "The token world kept in a folder, with the sampling that was measured best for it."
+    "The token world kept in a folder, with the sampling that `choose_draw` chose for it."
     model, info = load_model(folder, TokensInfo, TokenTransformer, TokensConfig)
     tok, codes = load_model(folder, CodesInfo, CodeTokenizer, CodesConfig)
     if codes.weights != info.codes:
