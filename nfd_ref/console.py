@@ -263,7 +263,7 @@ def change(self:Console, name, value):
                           context_noise=None, speculate=None)
     elif name == 'start': setting = replace(setting, start=self.starts[value])
     elif name in ('steps', 'seed'): setting = replace(setting, **{name: int(value)})
-    elif name == 'speculate': setting = setting.drafting(int(value))
+    elif name == 'speculate': setting = setting.with_drafts(int(value))
     elif name in ('engine', 'context_noise', 'guidance'):
         setting = replace(setting, **{name: value})
     else: raise ValueError(f'nothing is called "{name}" here')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'VECTORS', 'FLOAT32', 'NUMBERS', 'FLAGS', 'STACK', 'PANEL', 'EXP', 'ATTEND', 'BFLOAT16', 'TRIES', 'LATE',
-           'FAR', 'REST', 'require_stack', 'compile_cpp', 'pack_weight', 'Crew']
+           'FAR', 'REST', 'require_stack', 'compile_cpp', 'pack_weight', 'Crew', 'using_threads']
 
 # %% ../nbs/06c_panels.ipynb #8e3d9cde
 import os
@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import tempfile
 import time
+from contextlib import contextmanager
 from ctypes import CDLL
 from functools import cache
 from pathlib import Path
@@ -333,3 +334,14 @@ def decide(self:Crew):
     self.expected = medians[self.chosen]
     self.rest = min(2 * self.rest, REST[1]) if self.chosen == 1 else REST[0]
     self.until = self.clock() + self.rest
+
+# %% ../nbs/06c_panels.ipynb #06c4a0t2
+@contextmanager
+def using_threads(count):
+    "PyTorch works with so many threads, in this thread and for a while."
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

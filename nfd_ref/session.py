@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
+from .panels import using_threads
 from .play import Hands, draw_action, filmed_gif, parse_actions, trace_text, write_gif
 from .speculation import Speculator
 from .storage import STARTS, PlayRecord, fingerprint, from_json, provenance
@@ -46,7 +47,7 @@ class Start:
 # %% ../nbs/13b_session.ipynb #16cac713
 def starts_of(
     video,              # folder
-    window,             # frames of a beginning, where there are so many
+    window,             # frames of a beginning; fewer in a shorter episode
     count=10            # at most
 ):                      # list of `Start`s
     "Places to begin: two of each held-out episode, at a quarter and at two thirds of it."
@@ -98,19 +99,14 @@ class Setting:
                              'drafts of a fixed number of frames')
         return Speculator.load(self.world, seed=self.seed, speculate=self.speculate, **given)
 
-    def drafting(self, frames):     # a `Setting`
+    def with_drafts(self, frames):  # a `Setting`
         "The same, with so many frames made at once. One at a time is no draft."
         return replace(self, speculate=frames if frames > 1 else None)
 
     def settled(self, world):       # a `Setting` without open questions: a None left is a no
         "What the world made of it."
-        return replace(
-            self,
-            steps=world.steps,
-            engine=world.engine.name,
-            device=world.device.type,
-            context_noise=world.context_noise,
-            guidance=world.guidance)
+        found = dict(steps=world.steps, engine=world.engine.name, device=world.device.type)
+        return replace(self, **found, context_noise=world.context_noise, guidance=world.guidance)
 
 # %% ../nbs/13b_session.ipynb #7b00000f
 @dataclass
@@ -125,8 +121,8 @@ class Made:
 
 # %% ../nbs/13b_session.ipynb #2f2b41b5
 class Session:
-    """A world that is being played. `press`, `order` and the like may be called from any thread;
-    the world is touched by the one that runs the loop, and by no other."""
+    """A world that is being played. `hands`, `order`, `play` and the like may be used from any
+    thread; the world is touched by the one that runs the loop, and by no other."""
     live = None             # the one session whose loop has a thread
 
     def __init__(self,
@@ -134,8 +130,10 @@ class Session:
         clip,               # `Clip` to start from
         seed=0,
         rate=None,          # frames a second; None: the world's
-        setting=None        # `Setting` it was opened with; without one it cannot be recorded
+        setting=None,       # `Setting` it was opened with; without one it cannot be recorded
+        threads=None        # of PyTorch; None: one core is left to others, such as a browser
     ):
+        self.threads = threads or max(1, min(torch.get_num_threads(), os.cpu_count() - 1))
         self.hands = Hands(world.space)
         self.rate = rate or world.fps
         self.due = 0.                   # when the next frame is, on `time.perf_counter`
@@ -150,10 +148,10 @@ class Session:
 
 # %% ../nbs/13b_session.ipynb #7b000010
 @patch(cls_method=True)
-def open(cls:Session, setting, rate=None):
+def open(cls:Session, setting, rate=None, threads=None):
     "A session of this `Setting`."
     world = setting.open()
-    return cls(world, setting.start.clip(), setting.seed, rate, setting.settled(world))
+    return cls(world, setting.start.clip(), setting.seed, rate, setting.settled(world), threads)
 
 @patch
 def enter(self:Session, world, clip, seed=0, setting=None):
@@ -169,7 +167,7 @@ def enter(self:Session, world, clip, seed=0, setting=None):
 @patch
 def reset(self:Session):
     "Back to the beginning: the same keys would now make the same frames."
-    frame = self.world.reset(self.clip, seed=self.seed)
+    with using_threads(self.threads): frame = self.world.reset(self.clip, seed=self.seed)
     self.take = []                  # actions so far, tuples of k
     self.digest = sha256()          # of the frames so far
     self.show(Made(0, frame, self.world.space.rest, {}, 0.))
@@ -185,15 +183,17 @@ def show(self:Session, made):
 def tick(self:Session):     # `Made`
     "One frame, under what the hands do now. It is shown, and then remembered."
     started = time.perf_counter()
-    latents, action, presses = self.make()
-    frame = self.world.decode(latents)
-    self.world.seen = latents, frame            # so it need not be decoded again
+    with using_threads(self.threads):
+        latents, action, presses = self.make()
+        frame = self.world.decode(latents)
+    self.world.seen = latents, frame            # `guidance` need not decode it again
     made = Made(len(self.take) + 1, frame, action, presses, 0., latents)
     try:
         for lens in self.lenses.values(): lens.see(made)
         self.show(made)
-    finally:                                    # whoever watches may fail, the walk goes on
-        if not self.drafting: self.world.remember(latents, action)
+    finally:                                    # a watcher may fail, the frame counts
+        with using_threads(self.threads):
+            if not self.drafting: self.world.remember(latents, action)
         self.take.append(tuple(map(int, action)))
         self.digest.update(frame.tobytes())
     made.seconds = time.perf_counter() - started
@@ -230,7 +230,7 @@ def left(self:Session): return max(0, self.due - time.perf_counter())   # second
 @patch
 def run(self:Session):
     "The loop, until the session is closed: orders as they come, frames when they are due."
-    torch.set_num_threads(max(1, os.cpu_count() - 1))   # of this thread; a browser wants a core
+    torch.set_num_threads(self.threads)         # for whoever watches, too
     self.due = time.perf_counter()
     while not self.closed:
         try:
@@ -329,6 +329,7 @@ def record(self:Session):       # `PlayRecord`
         frames=len(self.take),
         digest=self.digest.hexdigest(),
         fps=self.world.fps,
+        threads=self.threads,
         **provenance())
 
 # %% ../nbs/13b_session.ipynb #6a63e7e9
@@ -336,16 +337,15 @@ def record(self:Session):       # `PlayRecord`
 def again(self:Session):        # yields (frame uint8 [height, width, 3], action int64 [k])
     "The walk so far once more. At its end the world is where it was, to the bit."
     digest = sha256()
-    whole = False
-    self.world.reset(self.clip, seed=self.seed)
     try:
+        with using_threads(self.threads): self.world.reset(self.clip, seed=self.seed)
         for action in self.take:
-            frame = self.world.step(action)
+            with using_threads(self.threads): frame = self.world.step(action)
             digest.update(frame.tobytes())
             yield frame, np.array(action)
-        whole = True
-    finally:
-        if not whole: self.reset()          # left in the middle: a new beginning
+    except BaseException:                   # left in the middle: a new beginning
+        self.reset()
+        raise
     if digest.digest() != self.digest.digest():
         raise RuntimeError('the world did not make the same frames again')
 
@@ -366,8 +366,7 @@ def save(self:Session,
     if gif: frames = filmed_gif(gif, frames, self.world.fps)
     write_video(film, frames, self.world.fps, pix_fmt='yuv420p')
 
-    start = self.setting.start
-    start = replace(start, video=_from(path.parent, start.video))
+    start = replace(self.setting.start, video=_from(path.parent, self.setting.start.video))
     setting = replace(self.setting, world=_from(path.parent, self.setting.world), start=start)
     write_record(path, replace(record, setting=asdict(setting)))
     return path
@@ -400,7 +399,7 @@ class Film:
 # %% ../nbs/13b_session.ipynb #6331d126
 @patch
 def _repr_png_(self:Film):
-    "An animated PNG of every third frame, or a hundred, which viewers show in motion."
+    "An animated PNG of every third frame, at most a hundred, which viewers show in motion."
     stride = max(3, -(-len(self.frames) // 100))
     some = replace(self, frames=self.frames[::stride], actions=self.actions[::stride])
     images = [Image.fromarray(frame) for frame in some.drawn(4)]
@@ -414,12 +413,13 @@ def _repr_png_(self:Film):
 # %% ../nbs/13b_session.ipynb #7b00002a
 def replay(
     path,               # of a record
-    world=None,         # folder, where the record's own is gone; None: as recorded
+    world=None,         # folder to take if the one that the record names is gone
     video=None          # likewise
 ):                      # `Film`
     "Make the frames of a record again."
     record = read_record(path, PlayRecord)
-    session = Session.open(_recorded_setting(Path(path), record, world, video))
+    setting = _recorded_setting(Path(path), record, world, video)
+    session = Session.open(setting, threads=record.threads)
     begun = sha256(session.clip.frames.tobytes()).hexdigest()
     if begun != record.clip:
         raise ValueError(f'{path}: it began with other frames than those in '

@@ -23,8 +23,7 @@ __all__ = [
     'write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json',
     'read_record', 'require_record', 'write_record',
     'DatasetInfo', 'ModelInfo', 'TokenizerInfo', 'CodesInfo', 'WorldInfo', 'TokensInfo',
-    'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord', 'ComparisonRecord',
-    'PlayRecord', 'STARTS',
+    'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord', 'ComparisonRecord', 'PlayRecord', 'STARTS',
     'save_tensors', 'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model',
     'load_model', 'shipped', 'provenance']
 
@@ -269,6 +268,7 @@ class PlayRecord:
     frames: int                     # that were made
     digest: str                     # sha256 of them all, in a row
     fps: float
+    threads: int = None             # of PyTorch; None: not noted
     commit: str = None
     torch: str = None
     python: str = None

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .diffusion import SAMPLERS, add_noise, generator, time_grid
 from .engines import ENGINES, Compiled, Native, start_engine
 from .guidance import MOST_GUIDANCE, is_flat, push
-from .panels import Crew
+from .panels import using_threads
 from .storage import TokenizerInfo, WorldInfo, fingerprint, load_model, read_record
 from .tokenizer import Tokenizer, TokenizerConfig
 from .transformer import DiT, DiTConfig
@@ -117,7 +117,6 @@ def _start_decoder(self:World, dtype):
     decoder = self.tok if dtype is None else copy.deepcopy(self.tok).to(dtype)
     self.decoder = decoder.to(memory_format=torch.channels_last)
     self._decode = self.decoder.decode
-    self.decoders = Crew()
     if isinstance(self.engine, Compiled): self._decode = torch.compile(self._decode, dynamic=False)
 
 @patch
@@ -363,16 +362,9 @@ def step_latent(self:World, action):
 def decode(self:World, latents):
     "Latents [1, 1, c, h, w] -> a frame uint8 [h, w, 3] on the host."
     precision = next(self.decoder.parameters()).dtype
-    most = torch.get_num_threads()
-    def work(threads):
-        if threads != most: torch.set_num_threads(threads)
-        with torch.inference_mode(): return self._decode(latents[0].to(precision))[0].cpu().numpy()
-
-    if most == 1 or not isinstance(self.engine, Native): return work(most)
-    try:
-        return self.decoders.call(work, most)
-    finally:
-        torch.set_num_threads(most)
+    threads = 1 if isinstance(self.engine, Native) else torch.get_num_threads()
+    with using_threads(threads), torch.inference_mode():
+        return self._decode(latents[0].to(precision))[0].cpu().numpy()
 
 @patch
 @undivided

@@ -176,7 +176,7 @@ def change_draft(
     more                # frames at once; less than 0: fewer
 ):
     "Draft more or fewer frames. The walk begins anew, so that what is kept can be made again."
-    setting = session.setting.drafting(min(8, (session.setting.speculate or 1) + more))
+    setting = session.setting.with_drafts(min(8, (session.setting.speculate or 1) + more))
     if setting == session.setting: return           # one frame is the least, eight the most
     session.enter(setting.open(), session.clip, session.seed, setting)
 
