@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`. By hand (see `command`)."""
+"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`. By hand (`command`)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -219,3 +219,21 @@ def cmd_pilots(
         print(f'{name:10} {row["steps"]:5} steps  loss {row["loss"]:.4f}  '
               f'texture {row["texture"]:.2f}  what if {row["what_if"][0]:.0%}')
     print(f'-> {out/"pilots.json"}')
+
+@command('out')
+def cmd_endure(
+    out:Path,                           # NAME.json, the record; NAME.png is written as well
+    walks:Annotated[Path, Wanted]=None, # folder of long walks, from nfd-ref walks
+    worlds:str=f'{WORLD},{STUDENT}',    # comma-separated: folders of worlds
+    data:Path=VIDEO,                    # video folder: its training episodes say what is normal
+    idm:Path=JUDGE,                     # from nfd-ref train idm
+    depth:Path=DEPTH,                   # from nfd-ref depths and train idm
+):
+    """What is left of a world after thousands of frames: walls, textures, sharpness, keys.
+    Each world makes all walks under their keys, and what it shows is laid beside the simulator's.
+    The record is written after each world; worlds that are in it are not asked again."""
+    from nfd_ref.endurance import endurance_table, endure
+    folders = {Path(folder).name: (Path(folder), {}) for folder in worlds.split(',')}
+    record = endure(folders, out, walks, data, idm, depth)
+    print(endurance_table(record))
+    print(f'-> {out}, {out.with_suffix(".png")}')

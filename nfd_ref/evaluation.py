@@ -128,18 +128,17 @@ class Setting:
         for name, of in judges.items():
             if of: self.weights[name] = fingerprint(Path(of)/'idm.safetensors')
 
-    @property
-    def frame_count(self):
-        "Frames that the world makes for all `METRICS`."
-        return sum(metric.frame_count(self) for metric in METRICS if metric.able(self))
+    def frame_count(self, metrics=METRICS):
+        "Frames that the world makes for them."
+        return sum(metric.frame_count(self) for metric in metrics if metric.able(self))
 
 # %% ../nbs/07c_evaluation.ipynb #9919e082
 class Session:
     "A world while it is measured: what several metrics look at is played once, when asked for."
-    def __init__(self, setting, progress=True):
+    def __init__(self, setting, progress=True, metrics=METRICS):
         self.setting = setting
         self.films = {}         # {label: frames} for the page, put in by the metrics
-        self.bar = tqdm(total=setting.frame_count, desc='evaluate', unit='frame',
+        self.bar = tqdm(total=setting.frame_count(metrics), desc='evaluate', unit='frame',
                         disable=not progress)
 
     def play(self, clip, context, seed):
@@ -195,7 +194,7 @@ def measure(
     progress=True
 ):                      # `Report`; {label: frames}, some of what was played
     "Measure a world."
-    session = Session(setting, progress)
+    session = Session(setting, progress, metrics)
     found = {metric.name: metric.measure(session) for metric in metrics if metric.able(setting)}
     session.bar.close()
 
@@ -252,10 +251,10 @@ def report_page(
 
 # %% ../nbs/07c_evaluation.ipynb #a996c564
 def save_page(path, figure):
-    "A figure as a small PNG: 256 colours."
+    "A figure as a small PNG: 128 colours."
     with write_aside(path) as tmp:
         figure.savefig(tmp, dpi=100, format='png')
-        small = Image.open(tmp).convert('RGB').quantize(256, Image.Quantize.FASTOCTREE)
+        small = Image.open(tmp).convert('RGB').quantize(128, Image.Quantize.FASTOCTREE)
         small.save(tmp, 'png', optimize=True)
 
 def save_strips(path, films):       # each uint8 [f, h, w, 3], all of one shape

@@ -43,7 +43,7 @@ WORDS = (
     'play', 'translate', 'record', 'import', 'branches', 'walks', 'depths', 'train tokenizer',
     'train world', 'train teacher', 'train idm', 'distill consistency', 'distill trajectories',
     'distill ode', 'distill distribution', 'distill compare', 'release', 'evaluate', 'bench',
-    'compare', 'pilots', 'build', 'lab')
+    'compare', 'pilots', 'endure', 'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
 

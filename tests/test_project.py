@@ -44,6 +44,7 @@ ROOMS = {
     'evaluation': ['trials', 'depth'],
     'release': ['measures'],
     'pilots': ['training', 'evaluation'],
+    'endurance': ['evaluation'],
     'speed': ['streaming'],
     'growth': ['speed'],
     'speculation': ['speed'],
