@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`. By hand (`command`)."""
+"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`. Written by hand."""
 
 from pathlib import Path
 from typing import Annotated
