@@ -132,7 +132,7 @@ class TokenWorld:
         self.temperature = temperature
         self.top_p = top_p
         self.order = model.order(order)
-        self.fed = [self.order.elements(i) for i in range(self.order.passes + 1)]
+        self.due = [self.order.elements(i) for i in range(self.order.passes + 1)]
         like = model.head.weight
         self.engine = TokenEngine(like.dtype)
         self.cache = TokenCache(model.cfg, len(self.order), like)
@@ -224,7 +224,7 @@ def _draw(self:TokenWorld,
         codes = torch.zeros(1, 1, self.model.cfg.tokens, dtype=torch.long, device=self.device)
         # RoPE: queries turn by the place asked for, keys by the place known, (cos, sin) of each
         asked, known = self.model.turns(self.cache.next, 1, self.order, self.model.head.weight)
-        for fed in self.fed:
+        for fed in self.due:
             x = self.model.embed(codes, a, self.order, fed)[0]
             query_turn = [part[fed] for part in asked]
             key_turn = [part[fed] for part in known]
