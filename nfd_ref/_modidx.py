@@ -275,6 +275,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nfd_ref.endurance.Endured.looked_at': ('endurance.html#endured.looked_at', 'nfd_ref/endurance.py'),
                                    'nfd_ref.endurance.Endured.measure': ('endurance.html#endured.measure', 'nfd_ref/endurance.py'),
                                    'nfd_ref.endurance.Endured.of': ('endurance.html#endured.of', 'nfd_ref/endurance.py'),
+                                   'nfd_ref.endurance.Endured.shown': ('endurance.html#endured.shown', 'nfd_ref/endurance.py'),
                                    'nfd_ref.endurance.endurance_table': ('endurance.html#endurance_table', 'nfd_ref/endurance.py'),
                                    'nfd_ref.endurance.endure': ('endurance.html#endure', 'nfd_ref/endurance.py'),
                                    'nfd_ref.endurance.keep_films': ('endurance.html#keep_films', 'nfd_ref/endurance.py'),

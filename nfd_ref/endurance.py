@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .depth import faces_wall
-from .evaluation import (
-    Protocol, Setting, as_played, load_strips, measure, save_strips)
+from .evaluation import Protocol, Setting, as_played, load_strips, measure, save_strips
 from .guidance import is_flat
 from .judge import action_scores, judge
 from .measures import (
@@ -68,18 +67,20 @@ class Endured(Metric):
         normal = normal_range([s.train.clip(e).frames for e in range(len(s.train))])
         half = len(real[0]) // 2
         elsewhere = [np.roll(film, half, 0) for film in real]       # other rooms: a yardstick
+        truth = self.shown(s, real)
         return dict(
-            real=self.of(s, real, real, normal) | self.looked_at(s, real, elsewhere),
-            world=self.of(s, made, real, normal) | self.looked_at(s, made, real))
+            real=self.of(real, truth, truth, normal) | self.looked_at(s, real, elsewhere),
+            world=self.of(made, self.shown(s, made), truth, normal) | self.looked_at(s, made, real))
 
-    def of(self, setting, films, real, normal):
+    def shown(self, setting, films):    # {what: [bool [f] of each film]}
+        return dict(flat=[is_flat(film) for film in films],
+                    walled=[faces_wall(setting.depth, film) for film in films])
+
+    def of(self, films, shows, truth, normal):
         "Of whole walks: shares with their intervals, and curves."
         found = {}
-        shows = dict(flat=is_flat, walled=lambda film: faces_wall(setting.depth, film))
-        for name, show in shows.items():
-            shown = [show(film) for film in films]
-            truth = shown if films is real else [show(film) for film in real]
-            alone = [here & ~there for here, there in zip(shown, truth)]
+        for name, shown in shows.items():
+            alone = [here & ~there for here, there in zip(shown, truth[name])]
             found |= {
                 name: interval([walk.mean() for walk in shown]),
                 f'{name}_alone': interval([walk.mean() for walk in alone]),
@@ -130,6 +131,7 @@ def endure(
     out = Path(out)
     require_record(out, EnduranceRecord)
     real = VideoFolder(walks)
+    fingerprint = real.hash()
     frames = min(episode.frames for episode in real.episodes) - PAST
     if frames < SPAN:
         raise ValueError(f'{walks}: a walk of {PAST + frames} frames; wanted are {PAST} to start '
@@ -138,20 +140,21 @@ def endure(
     rows = {}
     if out.exists():
         record = read_record(out, EnduranceRecord)
-        if record.walks != real.hash():
+        if record.walks != fingerprint:
             raise ValueError(f'{out}: of other walks than those in {walks}. Give another file')
         rows = record.rows
 
     for name, (folder, kwargs) in worlds.items():
         if name in rows: continue
-        setting = Setting(folder, data, None, idm, protocol, walks=walks, depth=depth, **kwargs)
+        setting = Setting(
+            folder, data, idm=idm, protocol=protocol, walks=walks, depth=depth, **kwargs)
         report, films = measure(setting, [Endured()], progress)
         found = report.metrics['endured']
         rows[name] = found['world'] | dict(
             weights=report.weights['world'], played=as_played(setting.world))
         keep_films(out.with_suffix('.png'), films, len(rows) == 1)
         record = EnduranceRecord(
-            walks=real.hash(),
+            walks=fingerprint,
             frames=frames,
             stations=tuple(stations_of(frames)),
             real=found['real'],

@@ -170,7 +170,7 @@ def bench_busy(
             fps = 1e3 / float(np.mean(ms))
             row = dict(
                 step=percentiles(ms),
-                worst=round(max(ms), 1),
+                worst=round(max(ms), 3),
                 fps=round(fps, 2),
                 kept=round(fps / free.setdefault(name, fps), 3))
             record.ladder[f'{name}, {count} busy'] = row

@@ -480,8 +480,7 @@ def test_bench_on_busy_cores(tmp_path, capsys):
     record = json.loads(out.splitlines()[-1])
     assert record == json.loads((tmp_path/'b.json').read_text())
     assert list(record['ladder']) == [f'static, {count} busy' for count in range(3)]
-    for row in record['ladder'].values():
-        assert row['worst'] >= round(row['step']['median'], 1) > 0      # it is rounded so
+    for row in record['ladder'].values(): assert row['worst'] >= row['step']['median'] > 0
     assert record['ladder']['static, 0 busy']['kept'] == 1
 
 def test_an_engine_may_be_asked_for_in_half_precision():
