@@ -1,10 +1,11 @@
-"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`. Written by hand."""
+"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`, `decoders`. By hand."""
 
 from pathlib import Path
 from typing import Annotated
 
 from nfd_ref.command import BRANCHES, DEPTH, JUDGE, MANY, SEEDS, STUDENT, VIDEO, WALKS, WORLD
-from nfd_ref.command import Wanted, chosen, command, engine_kwargs, within, world_class
+from nfd_ref.command import (
+    Wanted, called, chosen, command, engine_kwargs, within, world_class)
 
 @command('world')
 def cmd_evaluate(
@@ -49,7 +50,7 @@ def cmd_evaluate(
     if engine: words += f' --engine {engine}'
     if guidance: words += f' --guidance {guidance:g}'
     if quick: words += ' --quick'
-    row = leaderboard_row(report, name or world.name, words)
+    row = leaderboard_row(report, name or called(world), words)
     if leaderboard: add_to_leaderboard(leaderboard, row)
     for key, value in row.items(): print(f'{key:20} {value}')
     tell_where_it_moves(report.metrics['changed'])
@@ -127,7 +128,7 @@ def cmd_bench(
         return kind.load(world, **kwargs)
 
     if speculate:
-        name = world.parent.name if world.name == 'final' else world.name       # of a run
+        name = called(world)
         if steps: name = f'{name} at {steps}'
         bench_drafts(lambda size: load(engines, Speculator, speculate=size), preset or name,
                      out, not preset, not quality)
@@ -233,7 +234,27 @@ def cmd_endure(
     Each world makes all walks under their keys, and what it shows is laid beside the simulator's.
     The record is written after each world; worlds that are in it are not asked again."""
     from nfd_ref.endurance import endurance_table, endure
-    folders = {Path(folder).name: (Path(folder), {}) for folder in worlds.split(',')}
+    named = [(called(Path(folder)), Path(folder)) for folder in worlds.split(',')]
+    folders = {name: (folder, {}) for name, folder in named}
+    if len(folders) < len(named): raise ValueError(f'--worlds {worlds}: two of one name')
     record = endure(folders, out, walks, data, idm, depth)
     print(endurance_table(record))
+    print(f'-> {out}, {out.with_suffix(".png")}')
+
+@command('runs')
+def cmd_decoders(
+    runs:Path,                              # folder with runs of train decoder
+    out:Annotated[Path, Wanted]=None,       # NAME.json, the record; NAME.png is written as well
+    world:Path=STUDENT,                     # folder of a world: it dreams, its decoder is compared
+    data:Path=VIDEO,                        # video folder: its test episodes judge
+    idm:Path=JUDGE,                         # from nfd-ref train idm
+    depth:Path=DEPTH,                       # from nfd-ref depths and train idm
+    clips:int=32,                           # held-out clips
+):
+    """Decoders of the same latents beside each other: sharpness, textures, keys.
+    Each paints the same real frames, and the same dreams of a world."""
+    from nfd_ref.decoder import DecodersProtocol, compare_decoders, decoders_table
+    within(2, MANY, clips=clips)
+    record = compare_decoders(out, runs, world, data, idm, depth, DecodersProtocol(clips=clips))
+    print(decoders_table(record))
     print(f'-> {out}, {out.with_suffix(".png")}')

@@ -14,7 +14,7 @@ from fastcore.script import anno_parser
 from nfd_ref.files import home
 
 __all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main', 'chosen', 'within', 'engine_kwargs',
-           'load_tokenizer', 'world_class']
+           'load_tokenizer', 'called', 'world_class']
 
 ROOT = home(Path(__file__).resolve().parent.parent)     # defaults are shown from here
 
@@ -190,6 +190,10 @@ def load_tokenizer(folder):
     from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
     tok, _ = load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)
     return tok
+
+def called(folder):
+    "A world's name in a record: that of its folder, or of the run whose end it is."
+    return folder.parent.name if folder.name == 'final' else folder.name
 
 def world_class(folder):
     "What loads a folder: a world of diffusion or, where there is a tokens.json, one of tokens."

@@ -46,6 +46,14 @@ def test_short_walks_are_refused_in_one_line(tmp_path, capsys):
     assert not (tmp_path/'out.json').exists()
 
 
+def test_worlds_of_one_name_are_refused(tmp_path, capsys):
+    words = ['endure', str(tmp_path/'out.json'), '--walks', str(WALKS), '--worlds']
+    assert main([*words, 'runs/a/final,runs/b/final']) == 2         # ... and neither is there
+    assert 'no such folder' in capsys.readouterr().err
+    assert main([*words, 'runs/a/final,data/a']) == 2
+    assert 'two of one name' in capsys.readouterr().err
+
+
 def test_the_record_is_of_what_ships():
     record = read_record(shipped('records')/'endurance.json', EnduranceRecord)
     assert set(record.rows) == {'world', 'distilled'}
