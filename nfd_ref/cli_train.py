@@ -13,7 +13,7 @@ from nfd_ref.command import BRANCHES, GROUPS, JUDGE, MANY, SEEDS, STUDENT, VIDEO
 from nfd_ref.command import chosen, command, load_tokenizer, within
 
 GROUPS.update({
-    'train': """Train a tokenizer, a world or a judge of actions.
+    'train': """Train a tokenizer, its decoder, a world or a judge of actions.
         `torchrun --nproc_per_node=N -m nfd_ref.cli train ...` uses N processes.""",
     'distill': """Make a trained world need fewer steps.
         OUT/final is playable; a run that was stopped goes on with --resume."""})
@@ -108,6 +108,28 @@ def cmd_train_tokenizer(
     videos = VideoFolder(data, 'train')
     tell_tokenizer_cost(videos.size, cfg)
     train_tokenizer(out, videos, cfg, resume=resume)
+    print(f'done -> {out/"final"}')
+
+@command()
+@delegates(train_config)
+def cmd_train_decoder(
+    data:Annotated[Path, Wanted]=None,      # a folder of video (see data/README.md)
+    out:Annotated[Path, Wanted]=None,       # the run's folder; must be new, or --resume
+    tokenizer:Path=WORLD,                   # folder of the tokenizer it is the decoder of
+    idm:Path=JUDGE,                         # from nfd-ref train idm: the eyes of --perceptual
+    perceptual:float=.02,                   # weight of the distance in these eyes; 0: none
+    adversarial:float=.003,                 # weight of the critic of patches; 0: none
+    resume:bool=False,                      # go on from the last checkpoint of the run
+    **kwargs
+):
+    """Another decoder for the same latents, which paints grain.
+    OUT/final is a tokenizer; worlds that play with the old one play with it. Recipe: 3000 steps of
+    8 films of 4 frames, learning rate 0.0003, a checkpoint every 500."""
+    from nfd_ref.decoder import DECODER_RECIPE, train_decoder
+    from nfd_ref.video import VideoFolder
+    cfg = train_config(DECODER_RECIPE, **kwargs)
+    train_decoder(out, VideoFolder(data, 'train'), tokenizer, idm, cfg, perceptual, adversarial,
+                  resume=resume)
     print(f'done -> {out/"final"}')
 
 @command()

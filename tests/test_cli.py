@@ -23,6 +23,7 @@ from tqdm import tqdm
 from nfd_ref import cli, evaluation
 from nfd_ref.command import Lines, engine_kwargs
 from nfd_ref.consistency import CONSISTENCY_RECIPE
+from nfd_ref.decoder import DECODER_RECIPE
 from nfd_ref.distribution_matching import MATCHING_RECIPE
 from nfd_ref.judge import IDM_RECIPE, IDMConfig, InverseDynamics
 from nfd_ref.storage import JudgeInfo, WorldInfo, load_model, read_record, save_model, write_json
@@ -41,9 +42,9 @@ JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
     'play', 'translate', 'record', 'import', 'branches', 'walks', 'depths', 'train tokenizer',
-    'train world', 'train teacher', 'train idm', 'distill consistency', 'distill trajectories',
-    'distill ode', 'distill distribution', 'distill compare', 'release', 'evaluate', 'bench',
-    'compare', 'pilots', 'endure', 'build', 'lab')
+    'train decoder', 'train world', 'train teacher', 'train idm', 'distill consistency',
+    'distill trajectories', 'distill ode', 'distill distribution', 'distill compare', 'release',
+    'evaluate', 'bench', 'compare', 'pilots', 'endure', 'decoders', 'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
 
@@ -113,6 +114,7 @@ def test_help_names_defaults_as_one_would_type_them():
 
 @pytest.mark.parametrize('words, recipe', [
     ('train tokenizer', TOKENIZER_RECIPE),
+    ('train decoder', DECODER_RECIPE),
     ('train world', WORLD_RECIPE),
     ('train idm', IDM_RECIPE),
     ('distill consistency', CONSISTENCY_RECIPE),

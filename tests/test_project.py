@@ -52,6 +52,7 @@ ROOMS = {
     'gains': ['pacing', 'trials'],
     'tangents': ['diffusion'],
     'consistency': ['streaming', 'training', 'tangents'],
+    'decoder': ['consistency', 'evaluation'],
     'codes': ['training', 'measures'],
     'autoregression': ['codes'],
     'token_world': ['autoregression', 'release'],
