@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`, `decoders`. By hand."""
+"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`, `decoders`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -215,7 +215,7 @@ def train_decoder(
     save_model(Path(out)/'final', tok, info)
     return tok
 
-# %% ../nbs/09c_decoder.ipynb #9d000160
+# %% ../nbs/09c_decoder.ipynb #9d000162
 @dataclass
 class DecodersProtocol:
     "How much is painted."
@@ -242,7 +242,7 @@ class DecodersRecord:
     python: str = None
     device: str = None
 
-# %% ../nbs/09c_decoder.ipynb #9d000161
+# %% ../nbs/09c_decoder.ipynb #9d000163
 @torch.inference_mode()
 def dream(
     world,              # `World`
@@ -262,7 +262,7 @@ def require_same_latents(tok, other, where):
             raise ValueError(f'{where}: a tokenizer with other latents ({name} differs); what is '
                              'compared are decoders of the same ones')
 
-# %% ../nbs/09c_decoder.ipynb #9d000162
+# %% ../nbs/09c_decoder.ipynb #9d000164
 class Gallery:
     "Held-out clips, and what a world dreamed from them, for every decoder to paint."
     def __init__(self, world, data, idm, depth, protocol):
@@ -289,7 +289,7 @@ class Gallery:
     @torch.inference_mode()
     def paint(self, tok, latents): return [tok.decode(z).numpy() for z in latents]
 
-# %% ../nbs/09c_decoder.ipynb #9d000163
+# %% ../nbs/09c_decoder.ipynb #9d000165
 def statistic(films, name):     # its mean over the films
     "One of `STATISTICS`, a film at a time."
     i = STATISTICS.index(name)
@@ -317,7 +317,7 @@ def measure(self:Gallery, tok):     # {'recoded', 'dreamed'}
         recoded=dict(psnr=interval(each)) | self.look(recoded),
         dreamed=self.look(dreamed))
 
-# %% ../nbs/09c_decoder.ipynb #9d000164
+# %% ../nbs/09c_decoder.ipynb #9d000166
 def critic_curve(log, points=60):
     "Some lines of a log: [step, the critic's loss]."
     lines = [line for line in read_log(log) if 'critic' in line]
@@ -372,10 +372,12 @@ def keep(self:Gallery, path, decoders):
         rows += [chosen(self.paint(tok, latents)) for tok in decoders.values()]
     save_strips(path, rows)
 
-# %% ../nbs/09c_decoder.ipynb #9d000165
+# %% ../nbs/09c_decoder.ipynb #9d000167
 def decoders_table(record):         # Markdown
     "What was measured of each decoder: of real frames' latents, and of a world's."
-    lines = ['| | PSNR | sharpness | change | texture | eyes | F1 |', '|---' * 7 + '|']
+    real = f'1.00 | 1.00 | 0.00 | 0.00 | {record.real["f1"]:.2f}'
+    lines = ['| | PSNR | sharpness | change | texture | depth | F1 |', '|---' * 7 + '|',
+             f'| the real film | | {real} |']
     for what, title in (('recoded', 'real frames'), ('dreamed', 'dreams')):
         for name, row in record.rows.items():
             found = row[what]
