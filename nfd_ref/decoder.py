@@ -296,7 +296,7 @@ def statistic(films, name):     # its mean over the films
     return float(np.mean([window_statistics(film, len(film))[0, i] for film in films]))
 
 @patch
-def look(self:Gallery, films):      # {'sharpness', 'change', 'texture', 'eyes', 'f1'}
+def look(self:Gallery, films):      # 'eyes': those of the reader of distances, column *depth*
     "What is measured of painted films, one for each clip."
     true, read, _ = follow(self.judge, self.clips, films, self.protocol.context)
     features = torch.cat([watch(self.eyes, film)[1] for film in films])
