@@ -199,8 +199,8 @@ def train_decoder(
         x = to_unit(films[part]).to(device)
         with torch.no_grad():
             mean, logvar = tok.posterior(x.flatten(0, 1))
-            eps = torch.randn(mean.shape, generator=numbers).to(device)
-        z = mean + eps * (logvar / 2).exp()
+        eps = torch.randn(cfg.batch, judge.span, *mean.shape[1:], generator=numbers)
+        z = mean + eps[part].flatten(0, 1).to(device) * (logvar / 2).exp()
         return model(judge, x, z, method.learner(step))
 
     def learners(step): return [method.learner(step)]

@@ -10,6 +10,7 @@ from nfd_ref.command import JUDGE, VIDEO, WORLD
 from nfd_ref.decoder import (
     DECODER_RECIPE, DecodersRecord, Stacks, critic_curve, decoders_table, require_same_latents,
     train_decoder)
+from nfd_ref.files import read_log
 from nfd_ref.storage import TokenizerInfo, load_model, load_tensors, read_record, shipped
 from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
 from nfd_ref.video import VideoFolder, import_clips
@@ -57,6 +58,12 @@ def stop_at(step):
     def on_save(_, at):
         if at == step: raise KeyboardInterrupt
     return on_save
+
+
+def test_a_step_in_two_passes_sees_what_one_pass_sees(tmp_path):
+    for passes in (1, 2): train(tmp_path/str(passes), replace(SHORT, accumulate=passes))
+    logs = [read_log(tmp_path/str(passes)/'log.jsonl') for passes in (1, 2)]
+    for one, two in zip(*logs): assert one['loss'] == pytest.approx(two['loss'], rel=1e-3)
 
 
 def test_a_run_that_is_there_is_not_written_over(tmp_path, capsys):
@@ -109,4 +116,4 @@ def test_the_record_is_of_four_decoders():
     record = read_record(shipped('records')/'decoders.json', DecodersRecord)
     assert set(record.rows) == {'shipped', 'plain', 'perceptual', 'adversarial', 'both'}
     assert record.real['sharpness'] == record.real['change'] == 1
-    assert decoders_table(record).count('\n') == 11
+    assert decoders_table(record).count('\n') == 12        # head, rule, real film, ten
