@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DECODER_RECIPE', 'SHOWN', 'seen', 'perceptual_distance', 'PatchCritic', 'DecoderConfig', 'Repainter', 'Stacks',
-           'train_decoder', 'DecodersProtocol', 'DecodersRecord', 'dream', 'require_same_latents', 'Gallery',
-           'statistic', 'critic_curve', 'compare_decoders', 'decoders_table']
+           'train_decoder', 'DecodersProtocol', 'DecodersRecord', 'dream', 'require_same_latents', 'Gallery', 'mean_of',
+           'critic_curve', 'compare_decoders', 'decoders_table']
 
 # %% ../nbs/09c_decoder.ipynb #9d000108
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 import torch
@@ -23,14 +24,13 @@ from .evaluation import save_strips
 from .files import read_log
 from .judge import action_scores, follow, load_judge, watch
 from .loop import FOR_BATCH, TrainConfig, claim_run, fit
-from .measures import (
-    STATISTICS, frechet_distance, interval, texture_distance, window_statistics)
+from .measures import frechet_distance, interval, statistic, texture_distance
 from nfd_ref.storage import (
     TokenizerInfo, fingerprint, load_model, provenance, read_json, require_record, save_model,
     write_record)
 from .streaming import World, tokenizer_of
 from .tokenizer import Tokenizer, TokenizerConfig, make_decoder, psnr, to_unit
-from .training import load_frames
+from .training import counts_within, load_frames, starts_within
 from .video import VideoFolder, draw_clips
 
 # %% ../nbs/09c_decoder.ipynb #9d000119
@@ -144,9 +144,7 @@ class Stacks:
         seed=0
     ):
         if max(counts) < span: raise ValueError(f'no episode has {span} frames')
-        ends = np.cumsum(counts)
-        starts = [np.arange(end - count, end - span + 1) for end, count in zip(ends, counts)]
-        self.starts = torch.from_numpy(np.concatenate(starts))
+        self.starts = starts_within(np.cumsum([0, *counts]), span)
         self.frames = frames
         self.around = torch.arange(span)
         self.batch = batch
@@ -186,10 +184,8 @@ def train_decoder(
     run = dict(kind='decoder', data=videos.hash(), weights=weights, method=asdict(method))
     claim_run(out, cfg, run, kwargs.pop('resume', False))
 
-    most = max(1, limit // len(videos))
-    counts = [min(count, most) for _, count in videos.episodes]
     frames = load_frames(videos, limit, kwargs.get('progress', True))
-    stacks = Stacks(frames, counts, judge.span, cfg.batch, cfg.seed)
+    stacks = Stacks(frames, counts_within(videos, limit), judge.span, cfg.batch, cfg.seed)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     tok = tok.to(device).requires_grad_(False)
     judge = judge.to(device)
@@ -287,35 +283,38 @@ class Gallery:
     def encode(self, film): return self.tok.encode(film)
 
     @torch.inference_mode()
-    def paint(self, tok, latents): return [tok.decode(z).numpy() for z in latents]
+    def paint(self, tok):       # {'recoded', 'dreamed': [film of each clip]}
+        "What one decoder makes of real frames' latents, and of a world's."
+        latents = dict(recoded=self.codes, dreamed=self.dreams)
+        return {what: [tok.decode(z).numpy() for z in films] for what, films in latents.items()}
+
+    @cached_property
+    def real_features(self): return self.features(self.real)
+
+    def features(self, films): return torch.cat([watch(self.eyes, film)[1] for film in films])
 
 # %% ../nbs/09c_decoder.ipynb #9d000165
-def statistic(films, name):     # its mean over the films
-    "One of `STATISTICS`, a film at a time."
-    i = STATISTICS.index(name)
-    return float(np.mean([window_statistics(film, len(film))[0, i] for film in films]))
+def mean_of(films, name): return np.mean([statistic(film, name) for film in films])
 
 @patch
 def look(self:Gallery, films):      # 'eyes': those of the reader of distances, column *depth*
     "What is measured of painted films, one for each clip."
     true, read, _ = follow(self.judge, self.clips, films, self.protocol.context)
-    features = torch.cat([watch(self.eyes, film)[1] for film in films])
-    others = torch.cat([watch(self.eyes, film)[1] for film in self.real])
-    return dict(
-        sharpness=round(statistic(films, 'sharpness') / statistic(self.real, 'sharpness'), 3),
-        change=round(statistic(films, 'change') / statistic(self.real, 'change'), 3),
+    shares = {name: round(float(mean_of(films, name) / mean_of(self.real, name)), 3)
+              for name in ('sharpness', 'change')}
+    return shares | dict(
         texture=round(texture_distance(self.tok, films, self.real), 3),
-        eyes=round(frechet_distance(features, others), 3),
+        eyes=round(frechet_distance(self.features(films), self.real_features), 3),
         f1=action_scores(true, read, self.videos.space)['f1'])
 
 @patch
-def measure(self:Gallery, tok):     # {'recoded', 'dreamed'}
-    "What one decoder makes of real frames' latents, and of a world's."
-    recoded, dreamed = self.paint(tok, self.codes), self.paint(tok, self.dreams)
-    each = [psnr(film, real).clamp(max=60).mean() for film, real in zip(recoded, self.real)]
+def measure(self:Gallery, painted):     # {'recoded', 'dreamed'}
+    "What is measured of what `paint` gave."
+    pairs = zip(painted['recoded'], self.real)
+    each = [psnr(film, real).clamp(max=60).mean() for film, real in pairs]
     return dict(
-        recoded=dict(psnr=interval(each)) | self.look(recoded),
-        dreamed=self.look(dreamed))
+        recoded=dict(psnr=interval(each)) | self.look(painted['recoded']),
+        dreamed=self.look(painted['dreamed']))
 
 # %% ../nbs/09c_decoder.ipynb #9d000166
 def critic_curve(log, points=60):
@@ -344,7 +343,8 @@ def compare_decoders(
     decoders = {name: gallery.tokenizer(folder) for name, folder in folders.items()}
     for name, tok in decoders.items(): require_same_latents(gallery.tok, tok, folders[name])
 
-    rows = {name: gallery.measure(tok) for name, tok in decoders.items()}
+    painted = {name: gallery.paint(tok) for name, tok in decoders.items()}
+    rows = {name: gallery.measure(films) for name, films in painted.items()}
     record = DecodersRecord(
         protocol=asdict(protocol),
         data=gallery.videos.hash(),
@@ -357,19 +357,19 @@ def compare_decoders(
                 for name in folders if name != 'shipped'},
         command='nfd-ref decoders RUNS --out data/records/decoders.json',
         **provenance())
-    gallery.keep(out.with_suffix('.png'), decoders)
+    gallery.keep(out.with_suffix('.png'), painted)
     write_record(out, record)
     return record
 
 @patch
-def keep(self:Gallery, path, decoders):
+def keep(self:Gallery, path, painted):
     "Some pictures: real ones, then a row for each decoder; and the same of dreams."
     def chosen(films):          # of few clips, or short ones, others
         return np.stack([films[i % len(films)][at % len(films[0])] for i, at in SHOWN])
 
     rows = [chosen(self.real)]
-    for latents in (self.codes, self.dreams):
-        rows += [chosen(self.paint(tok, latents)) for tok in decoders.values()]
+    for what in ('recoded', 'dreamed'):
+        rows += [chosen(films[what]) for films in painted.values()]
     save_strips(path, rows)
 
 # %% ../nbs/09c_decoder.ipynb #9d000167

@@ -17,7 +17,7 @@ from .evaluation import Protocol, Setting, as_played, load_strips, measure, save
 from .guidance import is_flat
 from .judge import action_scores, judge
 from .measures import (
-    STATISTICS, Metric, collapse, interval, normal_range, texture_distance, window_statistics)
+    Metric, collapse, interval, normal_range, statistic, texture_distance)
 from .storage import provenance, read_record, require_record, write_record
 from .stuck import PAST, in_windows
 from .video import VideoFolder
@@ -33,7 +33,7 @@ def sharpness(
     frames          # uint8 [f, h, w, 3]
 ):                  # float
     "Mean step of brightness to the next pixel, of 0..1."
-    return float(window_statistics(frames, len(frames))[0, STATISTICS.index('sharpness')])
+    return statistic(frames, 'sharpness')
 
 def keys_read(
     films,              # one for each walk, uint8 [f, h, w, 3]

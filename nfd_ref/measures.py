@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SSIM_WINDOW', 'MS_SSIM_WEIGHTS', 'STATISTICS', 'STILL', 'players', 'play_all', 'ms_ssim_scales', 'frame_scores',
            'interval', 'quality', 'frechet_distance', 'plot_values', 'texture_distance', 'window_statistics',
-           'normal_range', 'collapse', 'three_digits', 'two_decimals', 'as_code', 'or_longer', 'Column', 'Metric',
-           'IdmDistance', 'of_world', 'gain', 'Quality', 'changed_psnr', 'Changed', 'TextureDistance',
+           'statistic', 'normal_range', 'collapse', 'three_digits', 'two_decimals', 'as_code', 'or_longer', 'Column',
+           'Metric', 'IdmDistance', 'of_world', 'gain', 'Quality', 'changed_psnr', 'Changed', 'TextureDistance',
            'load_torchscript', 'fvd', 'lpips', 'FVD', 'LPIPS']
 
 # %% ../nbs/07_measures.ipynb #2000d302
@@ -198,6 +198,10 @@ def window_statistics(
     return np.array(rows).reshape(-1, len(STATISTICS))
 
 # %% ../nbs/07_measures.ipynb #e62c4b5d
+def statistic(frames, name):    # a number
+    "One of `STATISTICS` of a whole film, uint8 [f, h, w, 3]."
+    return float(window_statistics(frames, len(frames))[0, STATISTICS.index(name)])
+
 def normal_range(
     episodes,           # real ones, uint8 [f, h, w, 3] each
     window=50

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_RECIPE', 'WORLD_RECIPE', 'ON_GPU', 'RECIPES', 'weights_hash', 'encode_videos', 'require_length',
-           'LatentClips', 'latent_clips', 'share_cache', 'loss_by_level', 'SpoiltClips', 'own_mistakes', 'world_loss',
-           'action_shuffle', 'Stage', 'Recipe', 'load_frames', 'train_tokenizer', 'shape_for', 'save_world',
-           'held_out_log', 'begin_with', 'train_world']
+           'starts_within', 'LatentClips', 'latent_clips', 'share_cache', 'loss_by_level', 'SpoiltClips',
+           'own_mistakes', 'world_loss', 'action_shuffle', 'Stage', 'Recipe', 'counts_within', 'load_frames',
+           'train_tokenizer', 'shape_for', 'save_world', 'held_out_log', 'begin_with', 'train_world']
 
 # %% ../nbs/05_training.ipynb #7c4c5a50
 import hashlib
@@ -78,6 +78,11 @@ def require_length(frames, length):
         raise ValueError(f'no episode as long as a training clip of {length} frames')
 
 # %% ../nbs/05_training.ipynb #097c2968
+def starts_within(first, length):       # int64 [windows]
+    "First frames of all windows of so many frames that lie within an episode."
+    starts = [np.arange(a, b - length + 1) for a, b in zip(first[:-1], first[1:])]
+    return torch.from_numpy(np.concatenate(starts))
+
 class LatentClips:
     "Random windows of encoded video: `clips(step)` depends on the seed and the step alone."
     def __init__(self,
@@ -90,8 +95,7 @@ class LatentClips:
         forget=.1       # share of the clips that begin without a known action
     ):
         require_length(np.diff(first), length)
-        starts = [np.arange(a, b - length + 1) for a, b in zip(first[:-1], first[1:])]
-        self.starts = torch.from_numpy(np.concatenate(starts))
+        self.starts = starts_within(first, length)
         self.latents = latents
         self.actions = torch.from_numpy(actions)
         self.length = length
@@ -300,17 +304,21 @@ RECIPES = dict(
         clips=8))
 
 # %% ../nbs/05_training.ipynb #1209e731
+def counts_within(videos, limit):       # [frames of each episode]
+    "How many frames of each episode `load_frames` takes."
+    most = videos.frames if limit is None else max(1, limit // len(videos))
+    return [min(frames, most) for _, frames in videos.episodes]
+
 def load_frames(
     videos,             # a `VideoFolder`
     limit=None,         # frames at most, spread over the episodes; None: all
     progress=True
 ):                      # uint8 [frames, H, W, 3]
     "Frames decoded into memory."
-    most = None if limit is None else max(1, limit // len(videos))
-    parts = []
-    for e in tqdm(range(len(videos)), 'decode', unit='episode', disable=not progress):
-        frames = videos.episodes[e][1]
-        parts.append(videos.clip(e, 0, min(frames, most or frames)).frames)
+    counts = enumerate(counts_within(videos, limit))
+    parts = [videos.clip(e, 0, count).frames
+             for e, count in tqdm(counts, 'decode', len(videos), unit='episode',
+                                  disable=not progress)]
     return torch.as_tensor(np.concatenate(parts))
 
 # %% ../nbs/05_training.ipynb #7158f4b3
