@@ -2,6 +2,7 @@
 hand; the ground below `storage`."""
 
 import glob
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import zipfile
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +18,8 @@ from site import getuserbase
 
 import numpy as np
 
-__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home', 'work_from_nbs',
-           'read_log', 'append_line', 'trim_log', 'read_arrays']
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'in_turn', 'home', 'work_from_nbs',
+           'read_log', 'append_line', 'trim_log', 'read_arrays', 'write_arrays']
 
 # ---- whole files
 
@@ -113,6 +115,21 @@ def unlock(out):
     Path(file.name).unlink(missing_ok=True)
     file.close()
 
+@contextmanager
+def in_turn(what):      # the name of what is done
+    "One process of this user at a time is in the block, the others wait. (Without POSIX: none.)"
+    if not find_spec('fcntl'):
+        yield
+        return
+    import fcntl
+    path = Path(tempfile.gettempdir())/f'nfd_ref_{os.getuid()}_{what}.lock'
+    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)          # and so unlocked
+
 def home(here):
     """The folder with `data` in it: a clone's or, where a wheel was installed (`here` is then
     site-packages), what came with the wheel."""
@@ -137,6 +154,15 @@ def read_arrays(path):
     "{name: array} of an .npz file, one thread at a time; no pickle."
     with READING, np.load(path, allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
+
+def write_arrays(path, arrays):     # {name: array}
+    "An .npz file without a time of day in it: equal arrays are equal bytes."
+    with write_aside(path) as tmp, zipfile.ZipFile(tmp, 'w') as archive:
+        for key, array in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            entry = zipfile.ZipInfo(f'{key}.npy')
+            archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED)
 
 def read_log(path):
     "The lines of a log, a list of dicts."

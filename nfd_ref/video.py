@@ -8,10 +8,8 @@ __all__ = ['NULL', 'IDLE', 'SQUARE', 'film_strip', 'ActionSpace', 'Clip', 'ClipD
 
 # %% ../nbs/00_video.ipynb #35503ff2
 import dataclasses
-import io
 import textwrap
 import warnings
-import zipfile
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
-from .files import read_arrays
+from .files import read_arrays, write_arrays
 from .mp4 import read_frames, timeline, video_info, write_video
 from .storage import DatasetInfo, from_json, read_record, write_aside, write_record
 
@@ -242,12 +240,7 @@ def save_episode(
     if clip.pose is not None: arrays['pose'] = clip.pose.astype(np.float32)
 
     write_video(Path(folder)/f'{name}.mp4', clip.frames, clip.fps, **video_kwargs)
-    with write_aside(Path(folder)/f'{name}.npz') as tmp, zipfile.ZipFile(tmp, 'w') as archive:
-        for key, array in arrays.items():
-            buffer = io.BytesIO()
-            np.save(buffer, array)
-            entry = zipfile.ZipInfo(f'{key}.npy')   # no time of day: equal arrays, equal bytes
-            archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED)
+    write_arrays(Path(folder)/f'{name}.npz', arrays)
 
 # %% ../nbs/00_video.ipynb #a3933234
 def load_actions(
