@@ -25,11 +25,10 @@ from .files import read_log
 from .judge import action_scores, follow, load_judge, watch
 from .loop import FOR_BATCH, TrainConfig, claim_run, fit
 from .measures import frechet_distance, interval, statistic, texture_distance
-from nfd_ref.storage import (
-    TokenizerInfo, fingerprint, load_model, provenance, read_json, require_record, save_model,
-    write_record)
+from .storage import (
+    TokenizerInfo, fingerprint, provenance, read_json, require_record, save_model, write_record)
 from .streaming import World, tokenizer_of
-from .tokenizer import Tokenizer, TokenizerConfig, make_decoder, psnr, to_unit
+from .tokenizer import TokenizerConfig, load_tokenizer, make_decoder, psnr, to_unit
 from .training import counts_within, load_frames, starts_within
 from .video import VideoFolder, draw_clips
 
@@ -172,8 +171,8 @@ def train_decoder(
     **kwargs            # for `fit`
 ):                      # the `Tokenizer`: encoder and scale as they were, another decoder
     "Teach a decoder to paint what squared error leaves out. OUT/final is a whole tokenizer."
-    tok, _ = load_model(home, TokenizerInfo, Tokenizer, TokenizerConfig)
-    judge = load_judge(idm, videos.space.sizes).requires_grad_(False)
+    tok = load_tokenizer(home)
+    judge = load_judge(idm).requires_grad_(False)       # it is looked through, not asked
     if tuple(judge.cfg.size) != tuple(videos.size):
         raise ValueError(f'{idm}: a judge of frames of {tuple(judge.cfg.size)}; the video has '
                          f'{tuple(videos.size)}')
@@ -277,7 +276,7 @@ class Gallery:
                        for i, clip in enumerate(self.clips)]
 
     def tokenizer(self, folder):
-        return load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)[0]
+        return load_tokenizer(folder)
 
     @torch.inference_mode()
     def encode(self, film): return self.tok.encode(film)

@@ -57,6 +57,7 @@ class Recompute:
 
     @property
     def next(self): return self.taken + self.waiting    # number of the frame to come
+    def behind(self, *new): return [torch.cat(z, 1) for z in zip(*filter(None, (self.past, new)))]
 
 # %% ../nbs/06b_engines.ipynb #e1b0rememb
 @patch
@@ -64,15 +65,14 @@ def remember(self:Recompute,
     x, t, a         # lightly noised latents [1, f, c, h, w]; their levels [1, f], actions [1, f, k]
 ):
     "Take finished frames into the past. Levels and actions are on the CPU, here and below."
-    frames = (x, t, a)
-    if self.past is not None: frames = [torch.cat(z, 1) for z in zip(self.past, frames)]
+    frames = self.behind(x, t, a)
     self.past = [z[:, max(0, z.shape[1] - self.reach + self.model.cfg.chunk):] for z in frames]
     self.taken += x.shape[1]
 
 @patch
 def window(self:Recompute, x, t, a):
     "The frame to come behind those that it looks back at, on the model's device."
-    return [torch.cat(z, 1).to(self.device) for z in zip(self.past, (x, t, a))]
+    return [z.to(self.device) for z in self.behind(x, t, a)]
 
 @patch
 def velocity(self:Recompute,

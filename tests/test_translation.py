@@ -12,8 +12,8 @@ from torch import nn
 
 from nfd_ref import translation
 from nfd_ref.cli import main
-from nfd_ref.command import load_tokenizer
 from nfd_ref.streaming import World
+from nfd_ref.tokenizer import load_tokenizer
 from nfd_ref.translation import LOOKS, still, translate
 from nfd_ref.transformer import DiT, DiTConfig
 from nfd_ref.video import VideoFolder, save_episode, video_info
@@ -40,6 +40,13 @@ def test_a_stream_looks_back_and_not_ahead(world, clip):
     other = replace(clip, frames=np.concatenate([255 - clip.frames[:1], clip.frames[1:]]))
     changed = made(world, other, .5, calls=2)
     assert not np.array_equal(changed[1], whole[1])
+
+@pytest.mark.parametrize('engine', ('recompute', 'rebuild', 'static'))
+def test_every_engine_begins_without_a_past(world, clip, engine):
+    other = World(world.model, world.tok, clip.space, (48, 80), device='cpu', engine=engine,
+                  sampler='consistency', steps=2)
+    error = np.abs(made(other, clip, .5).astype(int) - made(world, clip, .5))
+    assert error.max() <= 1
 
 def test_each_frame_alone_has_no_past(world, clip):
     alone = made(world, clip, .5, remember=False)
