@@ -31,6 +31,7 @@ def cmd_play(
     engine:str=None,            # see 06b_engines; +bf16: half precision (the fastest that starts)
     speculate:str=None,         # frames drafted at once, or auto: see 11_speculation (none)
     guidance:float=None,        # push out of walls: see 07f_guidance (0)
+    views:float=None,           # look known views up, at this noise level: see 07j_memory (not)
 ):
     """Play a trained world: writes an mp4, prints the speed.
     It starts after a held-out clip and streams frames under a trace of actions or your keys.
@@ -53,6 +54,12 @@ def cmd_play(
         raise ValueError(f'{world} is a world of tokens: it is played along a trace (--actions), '
                          'by hand only worlds of diffusion are')
     settings |= chosen(guidance=guidance)
+    if views is not None:
+        if kind is not World or keys or browser or speculate:
+            raise ValueError('--views goes with a world of diffusion and a trace, without drafts')
+        from nfd_ref.views import RememberingWorld
+        kind = RememberingWorld
+        settings['views'] = views
     if speculate:
         settings['speculate'] = draft_size(speculate)
         if settings['speculate'] == 'auto' and (keys or browser):
