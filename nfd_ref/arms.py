@@ -24,10 +24,10 @@ from .files import append_line, read_log, trim_log
 from .guidance import is_flat
 from .measures import frechet_distance, interval, normal_range, play_all, texture_distance
 from .storage import (
-    TokenizerInfo, WorldInfo, fingerprint, load_into, load_model, load_tensors,
-    provenance, read_record, save_model, save_tensors, write_record)
+    WorldInfo, fingerprint, load_into, load_model, load_tensors, provenance, read_record,
+    save_model, save_tensors, write_record)
 from .streaming import World, rollout, tokenizer_of
-from .tokenizer import Tokenizer, TokenizerConfig, psnr
+from .tokenizer import load_tokenizer, psnr
 from .trajectories import Calls, start_of, trajectories, velocity_of
 from .transformer import DiT, DiTConfig
 from .trials import counterfactual, drift, long_trace
@@ -58,7 +58,7 @@ def losses(
 ):                      # {level: mean squared error of the velocity}
     "How well a network denoises whole clips of which the first frames are given."
     model, _ = load_model(folder, WorldInfo, DiT, DiTConfig)
-    tok, _ = load_model(tokenizer_of(folder), TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(tokenizer_of(folder))
     x0 = torch.stack([tok.encode(clip.frames) for clip in clips])
     actions = torch.as_tensor(np.stack([clip.actions for clip in clips]))
     noise = torch.randn(2, *x0.shape, generator=generator(0, 0))
@@ -194,7 +194,7 @@ def ahead_player(
 ):                      # a player: (clip, context, seed) -> uint8 [f - context, h, w, 3]
     "The teacher as a player: it makes a whole clip at once, and is told all actions before."
     model, _ = load_model(folder, WorldInfo, DiT, DiTConfig)
-    tok, _ = load_model(tokenizer_of(folder), TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(tokenizer_of(folder))
 
     @torch.inference_mode()
     def play(clip, context, seed):
@@ -220,7 +220,7 @@ class Bench:
         self.videos = VideoFolder(data, 'test')
         self.train = VideoFolder(data, 'train')
         self.judge = load_judge(idm, self.videos.space.sizes)
-        self.tok, _ = load_model(home, TokenizerInfo, Tokenizer, TokenizerConfig)
+        self.tok = load_tokenizer(home)
         self.states, _ = load_branches(branches)
 
     @cached_property
@@ -405,7 +405,7 @@ class Watch:
         self.folder = Path(out)/'watched'
         self.videos = videos            # the training split
         self.judge = load_judge(idm, self.videos.space.sizes)
-        self.tok, _ = load_model(home, TokenizerInfo, Tokenizer, TokenizerConfig)
+        self.tok = load_tokenizer(home)
         self.sampling = sampling
         self.protocol = protocol
 
