@@ -1,11 +1,11 @@
-"""Commands that make what others use: `record`, `import`, `branches`, `walks`, `depths`, `release`,
+"""Commands that make what others use: `record`, `import`, `join`, `branches`, `walks`, `depths`, `release`,
 `build`. Written by hand (see `command`)."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
-from nfd_ref.command import MANY, SEEDS, VIDEO, command, load_tokenizer, within
+from nfd_ref.command import MANY, SEEDS, VIDEO, command, within
 
 def pixels(size):
     "'80x48' -> (height, width), if a world can be trained on it."
@@ -80,6 +80,24 @@ def cmd_import(
     unused = unused_keys(recordings, videos.space)
     counts = ', '.join(f'{key} ({count})' for key, count in unused.items())
     if unused: print(f'keys that play nothing: {counts}')
+
+@command('out', 'recordings')
+def cmd_join(
+    out:Path,                       # folder of video to make: new
+    recordings:Annotated[str, dict(nargs='+')],     # NAME=FOLDER, a world's name and its video
+):
+    """Join recordings of several worlds into one.
+    Actions get one more field, in which of the worlds a frame plays. A network that learns from it
+    can be told where it is: see nbs/10f_prompts.ipynb."""
+    from nfd_ref.prompts import join_recordings
+    pairs = [recording.partition('=') for recording in recordings]
+    for name, equals, folder in pairs:
+        if not name or not folder:
+            raise ValueError(f'{name}{equals}{folder}: wanted NAME=FOLDER, such as maze=runs/maze')
+    folders = {name: Path(folder) for name, _, folder in pairs}
+    if len(folders) < len(pairs): raise ValueError('two worlds of one name')
+    videos = join_recordings(out, folders)
+    print(f'{len(videos)} episodes, {videos.frames} frames -> {out} (fingerprint {videos.hash()})')
 
 @command('out')
 def cmd_branches(
@@ -159,6 +177,7 @@ def cmd_build(
     214 + 89 + 209 seconds of steps on an H100, beside recording and encoding."""
     from nfd_ref.doom import Recorder, record
     from nfd_ref.release import release
+    from nfd_ref.tokenizer import load_tokenizer
     from nfd_ref.training import RECIPES, train_tokenizer, train_world
     from nfd_ref.transformer import DITS
     from nfd_ref.video import VideoFolder

@@ -1,4 +1,5 @@
-"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`, `decoders`."""
+"""Commands that measure: `evaluate`, `bench`, `compare`, `pilots`, `endure`, `views`,
+`decoders`, `prompts`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -170,11 +171,11 @@ def cmd_compare(
     """NFD against a token transformer, from nothing: train both, measure both.
     The same clips, as many steps, parameters within 3 %; then NFD once more, for as long as the
     tokens took. Goes on where it was stopped; what is in the record is not measured again."""
-    from nfd_ref.command import load_tokenizer
     from nfd_ref.comparison import compare, comparison_table
     from nfd_ref.doom import load_branches
     from nfd_ref.judge import load_judge
     from nfd_ref.rivals import PLANS, Materials
+    from nfd_ref.tokenizer import load_tokenizer
     from nfd_ref.video import VideoFolder
     if recipe not in PLANS: raise ValueError(f'no recipe "{recipe}"; there are {", ".join(PLANS)}')
     load_branches(branches)             # what is wrong with them is said before the training
@@ -221,6 +222,12 @@ def cmd_pilots(
               f'texture {row["texture"]:.2f}  what if {row["what_if"][0]:.0%}')
     print(f'-> {out/"pilots.json"}')
 
+def folders_of(worlds):
+    "Comma-separated folders of worlds, as {what each is called: folder}."
+    named = [(called(Path(folder)), Path(folder)) for folder in worlds.split(',')]
+    if len(dict(named)) < len(named): raise ValueError(f'--worlds {worlds}: two of one name')
+    return dict(named)
+
 @command('out')
 def cmd_endure(
     out:Path,                           # NAME.json, the record; NAME.png is written as well
@@ -234,12 +241,29 @@ def cmd_endure(
     Each world makes all walks under their keys, and what it shows is laid beside the simulator's.
     The record is written after each world; worlds that are in it are not asked again."""
     from nfd_ref.endurance import endurance_table, endure
-    named = [(called(Path(folder)), Path(folder)) for folder in worlds.split(',')]
-    folders = {name: (folder, {}) for name, folder in named}
-    if len(folders) < len(named): raise ValueError(f'--worlds {worlds}: two of one name')
+    folders = {name: (folder, {}) for name, folder in folders_of(worlds).items()}
     record = endure(folders, out, walks, data, idm, depth)
     print(endurance_table(record))
     print(f'-> {out}, {out.with_suffix(".png")}')
+
+@command('out')
+def cmd_views(
+    out:Path,                               # NAME.json, the record
+    worlds:str=f'{WORLD},{STUDENT}',        # comma-separated: folders of worlds
+    branches:Path=BRANCHES,                 # from nfd-ref branches: turns on the spot
+):
+    """Is a view the same when it comes again?
+    After a look aside and a whole turn: as the worlds are, and when a view that was seen from this
+    spot is looked up, at several levels of noise. See nbs/07j_memory.ipynb."""
+    from nfd_ref.views import measure_views
+    record = measure_views(out, folders_of(worlds), branches)
+    for name, levels in record.rows.items():
+        for level, found in levels.items():
+            aside = found['memory']['left_right']['20']['back']
+            around = found['memory']['turn']['back']
+            print(f'{name}, {level}: {aside:.0f} degrees off after 20 left and 20 right, '
+                  f'{around:.0f} after a whole turn')
+    print(f'-> {out}')
 
 @command('runs')
 def cmd_decoders(
@@ -258,3 +282,23 @@ def cmd_decoders(
     record = compare_decoders(out, runs, world, data, idm, depth, DecodersProtocol(clips=clips))
     print(decoders_table(record))
     print(f'-> {out}, {out.with_suffix(".png")}')
+
+@command('out')
+def cmd_prompts(
+    out:Path,                               # NAME.json, the record; NAME.mp4 is written as well
+    worlds:Annotated[str, Wanted]=None,     # comma-separated: folders of networks of two worlds
+    data:Annotated[Path, Wanted]=None,      # folder from nfd-ref join: its test episodes judge
+    idm:Path=JUDGE,                         # from nfd-ref train idm, of the keys without the world
+    starts:int=16,                          # held-out clips of each world
+):
+    """Name another world in mid-stream: after how many frames does the picture follow?
+    With the past kept, read again under the new name, and made anew in the new look."""
+    from nfd_ref.prompts import PromptsProtocol, measure_prompts
+    within(1, MANY, starts=starts)
+    networks = folders_of(worlds)
+    record = measure_prompts(out, networks, data, idm, PromptsProtocol(starts=starts))
+    for name, ways in record.rows.items():
+        for way, found in ways.items():
+            shown = ', '.join(f'{world} {ends["shown"][-1]:.0%}' for world, ends in found.items())
+            print(f'{name}, {way}: at the end it shows {shown}')
+    print(f'-> {out}, {out.with_suffix(".mp4")}')

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastcore.meta import delegates
 
 from nfd_ref.command import BRANCHES, GROUPS, JUDGE, MANY, SEEDS, STUDENT, VIDEO, WORLD, Wanted
-from nfd_ref.command import chosen, command, load_tokenizer, within
+from nfd_ref.command import chosen, command, within
 
 GROUPS.update({
     'train': """Train a tokenizer, its decoder, a world or a judge of actions.
@@ -147,6 +147,7 @@ def cmd_train_world(
 ):
     """The diffusion transformer.
     Recipe: 3400 steps of 16 clips, learning rate 0.0015, a checkpoint every 500."""
+    from nfd_ref.tokenizer import load_tokenizer
     from nfd_ref.training import WORLD_RECIPE, train_world
     from nfd_ref.transformer import preset_shape
     from nfd_ref.video import VideoFolder
@@ -176,6 +177,7 @@ def cmd_train_teacher(
 ):
     """A world that looks both ways: it can teach, not be played.
     Recipe: 3400 steps of 16 clips, learning rate 0.0015, a checkpoint every 500."""
+    from nfd_ref.tokenizer import load_tokenizer
     from nfd_ref.training import WORLD_RECIPE
     from nfd_ref.trajectories import train_teacher
     from nfd_ref.transformer import preset_shape

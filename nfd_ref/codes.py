@@ -20,9 +20,8 @@ from torch import nn
 from .diffusion import generator
 from .loop import FOR_BATCH, TrainConfig, fit
 from .measures import interval
-from .storage import (
-    CodesInfo, TokenizerInfo, fingerprint, load_model, provenance, save_model)
-from .tokenizer import Tokenizer, TokenizerConfig, psnr, to_unit
+from .storage import CodesInfo, fingerprint, load_model, provenance, save_model
+from .tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, psnr, to_unit
 from .training import load_frames
 
 # %% ../nbs/12b_codes.ipynb #c0de0012
@@ -197,7 +196,7 @@ def with_trunk(
     trunk               # folder of a KL tokenizer
 ):                      # a `CodeTokenizer` that begins with its weights; their fingerprint
     "A tokenizer of codes whose trunk has learned already."
-    base, _ = load_model(trunk, TokenizerInfo, Tokenizer, TokenizerConfig)
+    base = load_tokenizer(trunk)
     tok = CodeTokenizer(replace(shape, **asdict(base.cfg)))
     tok.load_state_dict(tok.state_dict() | base.state_dict())
     return tok, fingerprint(Path(trunk)/'tokenizer.safetensors')

@@ -14,7 +14,7 @@ from fastcore.script import anno_parser
 from nfd_ref.files import home
 
 __all__ = ['COMMANDS', 'GROUPS', 'command', 'parser', 'main', 'chosen', 'within', 'engine_kwargs',
-           'load_tokenizer', 'called', 'world_class']
+           'called', 'world_class']
 
 ROOT = home(Path(__file__).resolve().parent.parent)     # defaults are shown from here
 
@@ -184,12 +184,6 @@ def engine_kwargs(name):
     engine, _, half = (name or '').partition('+')
     if half not in ('', 'bf16'): raise ValueError(f'engine "{name}": after + comes bf16')
     return chosen(engine=engine or None, dtype=torch.bfloat16 if half else None)
-
-def load_tokenizer(folder):
-    from nfd_ref.storage import TokenizerInfo, load_model
-    from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
-    tok, _ = load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)
-    return tok
 
 def called(folder):
     "A world's name in a record: that of its folder, or of the run whose end it is."

@@ -25,11 +25,10 @@ from .measures import (
 from .mp4 import write_video
 from .rivals import choose_all, train_all
 from .storage import (
-    ComparisonRecord, TokenizerInfo, TokensInfo, WorldInfo, load_model, provenance, read_json,
-    read_record, write_record)
+    ComparisonRecord, TokensInfo, WorldInfo, provenance, read_json, read_record, write_record)
 from .streaming import World
 from .token_world import TokenWorld
-from .tokenizer import Tokenizer, TokenizerConfig, psnr
+from .tokenizer import load_tokenizer, psnr
 from .trials import Actions, Counterfactual, drift, long_trace
 from .video import VideoFolder, draw_clips
 
@@ -205,7 +204,7 @@ def measure_codes(m, count=64):
     "The KL tokenizer and each bottleneck on held-out frames."
     clips = draw_clips(m.test, count, 2, 5)
     frames = torch.as_tensor(np.concatenate([clip.frames for clip in clips]))
-    kl, _ = load_model(m.tokenizer, TokenizerInfo, Tokenizer, TokenizerConfig)
+    kl = load_tokenizer(m.tokenizer)
     with torch.inference_mode(): by_frame = psnr(kl.decode(kl.encode(frames)), frames)
     found = dict(kl=dict(psnr=interval(by_frame)))
     for name in BOTTLENECKS:
@@ -279,7 +278,7 @@ def measure_missing(m, rows, done, path, branches, idm):
     "The lines that the record lacks; it is written after each. Films are kept beside it."
     missing = [(i, row) for i, row in enumerate(rows, 1) if row.label not in done.rows]
     if not missing: return
-    tok, _ = load_model(m.tokenizer, TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(m.tokenizer)
     train = VideoFolder(m.test.folder, 'train')
     normal = normal_range([train.clip(e).frames for e in range(len(train))])
     (m.out/'films').mkdir(exist_ok=True)

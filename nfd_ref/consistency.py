@@ -22,12 +22,11 @@ from torch.nn import functional as F
 from .attention import KVCache
 from .diffusion import add_noise, time_grid, to_x0
 from .loop import TrainConfig, claim_run, fit
-from nfd_ref.storage import (
-    STARTS, TokenizerInfo, WorldInfo, fingerprint, load_model, provenance, save_model,
-    write_aside)
+from .storage import (
+    STARTS, WorldInfo, fingerprint, load_model, provenance, save_model, write_aside)
 from .streaming import tokenizer_of
 from .tangents import normalised, quotient, tangent
-from .tokenizer import Tokenizer, TokenizerConfig
+from .tokenizer import load_tokenizer
 from .training import begin_with, latent_clips, require_length
 from .transformer import DiT, DiTConfig, look_back, present, sinusoid
 
@@ -292,7 +291,7 @@ def open_teacher(
     folder = Path(folder)
     home = tokenizer_of(folder)
     model, info = load_model(folder, WorldInfo, DiT, DiTConfig)
-    tok, _ = load_model(home, TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(home)
     needed = dict(
         latents=tok.cfg.latents,
         grid=tok.grid(*videos.size),

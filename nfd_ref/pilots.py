@@ -25,11 +25,10 @@ from .files import read_log, unlock
 from .loop import Run, TrainConfig, make_optimizer, parameter_groups
 from .measures import IdmDistance, Quality, TextureDistance
 from .storage import (
-    TokenizerInfo, fingerprint, load_model, provenance, read_json, read_record, require_record,
-    write_json, write_record)
+    fingerprint, provenance, read_json, read_record, require_record, write_json, write_record)
 from .streaming import World, rollout
 from .stuck import PAST, Stuck
-from .tokenizer import Tokenizer, TokenizerConfig
+from .tokenizer import load_tokenizer
 from .training import (
     WORLD_RECIPE, SpoiltClips, action_shuffle, held_out_log, latent_clips, shape_for, share_cache,
     train_world, world_loss)
@@ -233,7 +232,7 @@ class PilotFolders:
 
     @property
     def tokenizer(self):
-        return load_model(self.home, TokenizerInfo, Tokenizer, TokenizerConfig)[0]
+        return load_tokenizer(self.home)
 
     def videos(self, pilot):
         "Its share of the recording."

@@ -19,10 +19,9 @@ from .diffusion import NoiseLevels, generator
 from .evaluation import Protocol
 from .loop import TrainConfig
 from .release import CONTEXT, LENGTH, choose_noise, copy_part
-from .storage import (
-    TokenizerInfo, WorldInfo, load_model, read_json, read_record, write_json, write_record)
+from .storage import WorldInfo, read_json, read_record, write_json, write_record
 from .token_world import choose_draw
-from .tokenizer import Tokenizer, TokenizerConfig
+from .tokenizer import load_tokenizer
 from .training import latent_clips, share_cache, train_world, world_loss
 from .transformer import DiT, DiTConfig
 from .video import VideoFolder, draw_clips
@@ -173,7 +172,7 @@ def train_world_arm(m, name, cfg):
     "An NFD world that sees the same clips in the same order."
     out = m.out/name
     if finished(out): return
-    tok, _ = load_model(m.tokenizer, TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(m.tokenizer)
     for part, videos in (('latents', m.train), ('latents_test', m.test)):
         latent_clips(tok, videos, m.out/part, m.plan.length, cfg.batch)
         share_cache(m.out/part, out, part)

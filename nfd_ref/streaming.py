@@ -20,8 +20,8 @@ from .diffusion import SAMPLERS, add_noise, generator, time_grid
 from .engines import ENGINES, Compiled, Native, start_engine
 from .guidance import MOST_GUIDANCE, is_flat, push
 from .panels import using_threads
-from .storage import TokenizerInfo, WorldInfo, fingerprint, load_model, read_record
-from .tokenizer import Tokenizer, TokenizerConfig
+from .storage import WorldInfo, fingerprint, load_model, read_record
+from .tokenizer import load_tokenizer
 from .transformer import DiT, DiTConfig
 from .video import ActionSpace
 
@@ -162,7 +162,7 @@ def load(cls:World,
 ):                          # a `World`
     "The world kept in a folder, with the sampling settings that it was judged with."
     model, info = load_model(folder, WorldInfo, DiT, DiTConfig)
-    tok, _ = load_model(tokenizer_of(folder), TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(tokenizer_of(folder))
     try:
         space = ActionSpace(**info.action_space)
     except (TypeError, ValueError) as e:

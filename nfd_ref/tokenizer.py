@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENIZERS', 'to_unit', 'to_uint8', 'psnr', 'TokenizerConfig', 'norm', 'to_channels', 'ResBlock', 'SpatialAttention',
-           'middle', 'make_encoder', 'make_decoder', 'Tokenizer', 'tokenizer_loss', 'fit_scale']
+           'middle', 'make_encoder', 'make_decoder', 'Tokenizer', 'tokenizer_loss', 'fit_scale', 'load_tokenizer']
 
 # %% ../nbs/01_tokenizer.ipynb #75975eca
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+from .storage import TokenizerInfo, load_model
 
 # %% ../nbs/01_tokenizer.ipynb #92654235
 def to_unit(frames):
@@ -231,3 +232,9 @@ def fit_scale(
     z = torch.cat(means)
     tok.shift.copy_(z.mean((0, 2, 3)).view(-1, 1, 1))
     tok.scale.copy_(z.std((0, 2, 3)).view(-1, 1, 1))
+
+# %% ../nbs/01_tokenizer.ipynb #01bb0001
+def load_tokenizer(folder):     # `Tokenizer`
+    "The tokenizer that is kept in a folder."
+    tok, _ = load_model(folder, TokenizerInfo, Tokenizer, TokenizerConfig)
+    return tok

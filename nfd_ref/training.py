@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOKENIZER_RECIPE', 'WORLD_RECIPE', 'ON_GPU', 'RECIPES', 'weights_hash', 'encode_videos', 'require_length',
-           'starts_within', 'LatentClips', 'latent_clips', 'share_cache', 'loss_by_level', 'SpoiltClips',
-           'own_mistakes', 'world_loss', 'action_shuffle', 'Stage', 'Recipe', 'counts_within', 'load_frames',
-           'train_tokenizer', 'shape_for', 'save_world', 'held_out_log', 'begin_with', 'train_world']
+           'starts_within', 'LatentClips', 'latent_clips', 'share_cache', 'SpoiltClips', 'own_mistakes', 'world_loss',
+           'action_shuffle', 'Stage', 'Recipe', 'counts_within', 'load_frames', 'train_tokenizer', 'shape_for',
+           'save_world', 'held_out_log', 'begin_with', 'train_world']
 
 # %% ../nbs/05_training.ipynb #7c4c5a50
 import hashlib
@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 from .diffusion import (
-    NoiseLevels, add_noise, flow_matching_loss, generator, per_frame, to_x0)
+    NoiseLevels, add_noise, flow_matching_loss, generator, loss_by_level, per_frame, to_x0)
 from .files import append_line, trim_log
 from .loop import (
     FOR_BATCH, FOR_HELD_OUT, FOR_LOSS, Ahead, TrainConfig, claim_run, fit)
@@ -136,17 +137,6 @@ def share_cache(made, out, name):
     for suffix in ('.npy', '.json'):
         link = out/f'{name}{suffix}'
         if not link.exists(): os.link(made.with_suffix(suffix), link)
-
-# %% ../nbs/05_training.ipynb #cdea9959
-def loss_by_level(
-    err,            # squared error per frame, any shape
-    t,              # noise level of each frame, like err
-    bins=10
-):                  # list [bins]
-    "Mean loss of the frames whose level falls in each tenth of [0, 1], None where there was none."
-    which = (t * bins).long().clamp(max=bins - 1)
-    found = [err[which == i] for i in range(bins)]
-    return [round(some.mean().item(), 4) if len(some) else None for some in found]
 
 # %% ../nbs/05_training.ipynb #0a5c1d71
 class SpoiltClips:
@@ -395,10 +385,17 @@ def begin_with(
     model,              # gets the weights
     init                # folder of a trained world of the same shape
 ):                      # fingerprint of the weights, trainings before this one (`WorldInfo.before`)
-    "Go on from a trained world."
+    """Go on from a trained world. Where the video's actions have more fields than that world knew,
+    these come last and begin at zero: at first they change nothing."""
     weights = Path(init)/'world.safetensors'
     old = read_record(Path(init)/'world.json', WorldInfo)
-    load_into(model, load_tensors(weights), weights)
+    tensors = load_tensors(weights)
+    known = tuple(old.shape['actions'])
+    if model.cfg.actions[:len(known)] == known:
+        table = tensors['action.table.weight']
+        new_rows = len(model.action.table.weight) - len(table)
+        tensors['action.table.weight'] = F.pad(table, (0, 0, 0, new_rows))
+    load_into(model, tensors, weights)
     return fingerprint(weights), old.history()
 
 # %% ../nbs/05_training.ipynb #36dcb51f

@@ -41,10 +41,11 @@ BRANCHES = ROOT/'data'/'branches'
 JUDGE = ROOT/'data'/'idm'
 COMMAND = Path(sys.executable).with_name('nfd-ref')
 WORDS = (
-    'play', 'translate', 'record', 'import', 'branches', 'walks', 'depths', 'train tokenizer',
-    'train decoder', 'train world', 'train teacher', 'train idm', 'distill consistency',
-    'distill trajectories', 'distill ode', 'distill distribution', 'distill compare', 'release',
-    'evaluate', 'bench', 'compare', 'pilots', 'endure', 'decoders', 'build', 'lab')
+    'play', 'translate', 'record', 'import', 'join', 'branches', 'walks', 'depths',
+    'train tokenizer', 'train decoder', 'train world', 'train teacher', 'train idm',
+    'distill consistency', 'distill trajectories', 'distill ode', 'distill distribution',
+    'distill compare', 'release', 'evaluate', 'bench', 'compare', 'pilots', 'endure', 'views',
+    'decoders', 'prompts', 'build', 'lab')
 
 needs_vizdoom = pytest.mark.skipif(not find_spec('vizdoom'), reason='needs ViZDoom')
 

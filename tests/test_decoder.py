@@ -11,8 +11,8 @@ from nfd_ref.decoder import (
     DECODER_RECIPE, DecodersRecord, Stacks, critic_curve, decoders_table, require_same_latents,
     train_decoder)
 from nfd_ref.files import read_log
-from nfd_ref.storage import TokenizerInfo, load_model, load_tensors, read_record, shipped
-from nfd_ref.tokenizer import Tokenizer, TokenizerConfig
+from nfd_ref.storage import load_tensors, read_record, shipped
+from nfd_ref.tokenizer import load_tokenizer
 from nfd_ref.video import VideoFolder, import_clips
 
 SHORT = replace(DECODER_RECIPE, steps=4, batch=2, save_every=2, log_every=1)
@@ -93,8 +93,8 @@ def test_an_empty_folder_of_runs_is_refused(tmp_path, capsys):
 
 
 def test_other_latents_are_refused(tmp_path):
-    tok, _ = load_model(WORLD, TokenizerInfo, Tokenizer, TokenizerConfig)
-    other, _ = load_model(WORLD, TokenizerInfo, Tokenizer, TokenizerConfig)
+    tok = load_tokenizer(WORLD)
+    other = load_tokenizer(WORLD)
     require_same_latents(tok, other, tmp_path)
     with torch.no_grad(): other.encoder[1].weight.mul_(2)
     with pytest.raises(ValueError, match='encoder.1.weight differs'):

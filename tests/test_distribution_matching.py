@@ -11,7 +11,6 @@ from torch import nn
 
 from nfd_ref.arms import ArmsProtocol, Watch, arms_of, compare_arms
 from nfd_ref.cli import main
-from nfd_ref.command import load_tokenizer
 from nfd_ref.diffusion import add_noise, generator, time_grid
 from nfd_ref.distribution_matching import (
     Matching, MatchingConfig, distill_distribution, pull)
@@ -19,6 +18,7 @@ from nfd_ref.loop import TrainConfig
 from nfd_ref.storage import (
     WorldInfo, load_model, load_tensors, read_record)
 from nfd_ref.streaming import World
+from nfd_ref.tokenizer import load_tokenizer
 from nfd_ref.trajectories import (
     Calls, ClipLevels, distill_ode, load_trajectories, make_trajectories, regression_loss, start_of,
     train_teacher, trajectories, velocity_of)

@@ -24,7 +24,7 @@ DATA = ROOT/'data'
 PATIENCE = 20           # seconds for one input ...
 AT_WORK = 8             # ... and for a command that may work for hours, then it is stopped
 WORKS = ('train', 'distill', 'record', 'build', 'branches', 'walks', 'depths', 'bench', 'evaluate',
-         'play', 'compare', 'pilots', 'endure', 'decoders')
+         'play', 'compare', 'pilots', 'endure', 'views', 'decoders', 'prompts')
 
 # ---- things that are well
 
