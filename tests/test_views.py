@@ -79,11 +79,11 @@ def test_a_game_of_other_actions_is_refused(start):
 
 def test_the_commands_look_up(tmp_path, capsys):
     film = tmp_path/'a.mp4'
-    assert main(['play', '--views', '.4', '--frames', '12', '--actions', 'noop*6, turn left*3',
+    assert main(['play', '--views', '.3', '--frames', '12', '--actions', 'noop*6, turn left*3',
                  '--out', str(film)]) == 0
     assert film.exists()
     for bad, said in ((['--views', '2'], 'a noise level in (0, 1)'),
-                      (['--views', '.4', '--speculate', '4'], 'without drafts')):
+                      (['--views', '.3', '--speculate', '4'], 'without drafts')):
         assert main(['play', *bad, '--frames', '2', '--out', str(tmp_path/'b.mp4')]) == 2
         error = capsys.readouterr().err
         assert said in error
