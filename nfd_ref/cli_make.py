@@ -1,5 +1,5 @@
-"""Commands that make what others use: `record`, `import`, `join`, `branches`, `walks`, `depths`, `release`,
-`build`. Written by hand (see `command`)."""
+"""Commands that make what others use: `record`, `import`, `join`, `branches`, `walks`, `depths`,
+`release`, `build`. Written by hand (see `command`)."""
 
 import json
 from pathlib import Path
