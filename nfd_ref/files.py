@@ -18,8 +18,8 @@ from site import getuserbase
 
 import numpy as np
 
-__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'in_turn', 'home', 'work_from_nbs',
-           'read_log', 'append_line', 'trim_log', 'read_arrays', 'write_arrays']
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'in_turn', 'home',
+           'work_from_nbs', 'read_log', 'append_line', 'trim_log', 'read_arrays', 'write_arrays']
 
 # ---- whole files
 
