@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .guidance import is_flat
-from .storage import DatasetInfo, in_turn, read_record, sweep, write_aside, write_record
+from .storage import DatasetInfo, read_record, sweep, write_aside, write_record
 from .video import NULL, ActionSpace, Clip, VideoFolder, import_clips, save_episode
 
 # %% ../nbs/00b_doom.ipynb #236e110c
@@ -136,7 +136,7 @@ def _start(game):
     here = os.getcwd()
     os.chdir(_own_folder())
     try:
-        with in_turn('vizdoom'): game.init()    # two at one moment may wait for ever
+        game.init()
     finally:
         os.chdir(here)
 

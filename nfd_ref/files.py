@@ -18,7 +18,7 @@ from site import getuserbase
 
 import numpy as np
 
-__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'in_turn', 'home',
+__all__ = ['write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'home',
            'work_from_nbs', 'read_log', 'append_line', 'trim_log', 'read_arrays', 'write_arrays']
 
 # ---- whole files
@@ -114,21 +114,6 @@ def unlock(out):
     if file is None: return
     Path(file.name).unlink(missing_ok=True)
     file.close()
-
-@contextmanager
-def in_turn(what):      # the name of what is done
-    "One process of this user at a time is in the block, the others wait. (Without POSIX: none.)"
-    if not find_spec('fcntl'):
-        yield
-        return
-    import fcntl
-    path = Path(tempfile.gettempdir())/f'nfd_ref_{os.getuid()}_{what}.lock'
-    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)          # and so unlocked
 
 def home(here):
     """The folder with `data` in it: a clone's or, where a wheel was installed (`here` is then

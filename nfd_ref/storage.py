@@ -17,15 +17,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nfd_ref.files import home, in_turn, lock, require_out, sweep, unlock, write_aside
+from nfd_ref.files import home, lock, require_out, sweep, unlock, write_aside
 
 __all__ = [
-    'write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'in_turn', 'write_json',
-    'read_json', 'from_json', 'read_record', 'require_record', 'write_record', 'DatasetInfo',
-    'ModelInfo', 'TokenizerInfo', 'CodesInfo', 'WorldInfo', 'TokensInfo', 'JudgeInfo', 'Report',
-    'BenchRecord', 'GrowthRecord', 'ComparisonRecord', 'PlayRecord', 'STARTS', 'save_tensors',
-    'new_array', 'load_tensors', 'load_into', 'fingerprint', 'save_model', 'load_model',
-    'shipped', 'provenance']
+    'write_aside', 'require_out', 'sweep', 'lock', 'unlock', 'write_json', 'read_json', 'from_json',
+    'read_record', 'require_record', 'write_record', 'DatasetInfo', 'ModelInfo', 'TokenizerInfo',
+    'CodesInfo', 'WorldInfo', 'TokensInfo', 'JudgeInfo', 'Report', 'BenchRecord', 'GrowthRecord',
+    'ComparisonRecord', 'PlayRecord', 'STARTS', 'save_tensors', 'new_array', 'load_tensors',
+    'load_into', 'fingerprint', 'save_model', 'load_model', 'shipped', 'provenance']
 
 # ---- JSON
 

@@ -183,6 +183,7 @@ def test_the_length_of_the_ring_changes_no_bit_in_the_kernel(worlds):
 @pytest.mark.parametrize('engine', [name for name in ABLE if name != 'rolling'])
 def test_every_ring_makes_rivals(worlds, engine):
     drafting, plain = worlds(engine)
+    draft_size(drafting, 1)                         # to the same past, to the bit
     begin(drafting, plain)
     shown_by(drafting, [(2, 1)] * 6)                # the window has turned over
     shown_by(plain, [(2, 1)] * 6)
