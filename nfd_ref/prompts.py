@@ -132,9 +132,10 @@ def name(self:Prompted,
     latents = torch.cat([one for one, _ in self.past], 1)
     actions = np.stack([action for _, action in self.past])
     actions[actions[:, self.field] != NULL, self.field] = self.named
-    self.world.seed += 1        # frames are numbered from the start again: they get other noise
     if way == 'refresh': self.reread(latents, actions)
-    else: latents = self.redrawn(latents, actions)
+    else:
+        self.world.seed += 1    # other noise than that which these frames were made from
+        latents = self.redrawn(latents, actions)
     self.past = []
     self.note(latents, actions)
 
