@@ -266,7 +266,7 @@ class Gallery:
         self.videos = VideoFolder(data, 'test')
         self.judge = load_judge(idm, self.videos.space.sizes)
         self.eyes = load_depth_judge(depth)         # no decoder was trained through these
-        self.tok = self.tokenizer(self.home)
+        self.tok = load_tokenizer(self.home)
         p = protocol
         self.clips = list(draw_clips(self.videos, p.clips, p.context + p.length, p.seed))
         self.real = [clip.frames[p.context:] for clip in self.clips]
@@ -274,9 +274,6 @@ class Gallery:
         dreamer = World.load(world, device='cpu')
         self.dreams = [dream(dreamer, clip, p.context, p.seed + i)
                        for i, clip in enumerate(self.clips)]
-
-    def tokenizer(self, folder):
-        return load_tokenizer(folder)
 
     @torch.inference_mode()
     def encode(self, film): return self.tok.encode(film)
@@ -339,7 +336,7 @@ def compare_decoders(
     folders |= {path.parent.parent.name: path.parent
                 for path in sorted(Path(runs).glob('*/final/tokenizer.json'))}
     if len(folders) == 1: raise ValueError(f'{runs}: no run of nfd-ref train decoder in it')
-    decoders = {name: gallery.tokenizer(folder) for name, folder in folders.items()}
+    decoders = {name: load_tokenizer(folder) for name, folder in folders.items()}
     for name, tok in decoders.items(): require_same_latents(gallery.tok, tok, folders[name])
 
     painted = {name: gallery.paint(tok) for name, tok in decoders.items()}

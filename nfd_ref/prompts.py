@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from .files import require_out, write_arrays
+from .files import require_out
 from .judge import judge, load_judge
 from .measures import texture_distance
 from .mp4 import write_video
@@ -24,7 +24,8 @@ from .storage import (
     DatasetInfo, provenance, require_record, write_aside, write_record)
 from .streaming import World
 from .translation import translate
-from .video import NULL, ActionSpace, Clip, VideoFolder, draw_clips, load_actions
+from .video import (
+    NULL, ActionSpace, Clip, VideoFolder, draw_clips, load_actions, save_actions)
 
 # %% ../nbs/10f_prompts.ipynb #df500013
 FIELD = 'world'         # of an action: in which of the worlds its frame plays
@@ -48,9 +49,7 @@ def copy_episode(source, target, number):
     shutil.copyfile(f'{source}.mp4', f'{target}.mp4')
     actions, pose = load_actions(Path(f'{source}.npz'))
     world = np.where(actions[:, :1] == NULL, NULL, number)
-    arrays = dict(actions=np.concatenate([actions, world], 1).astype(np.int16))
-    if pose is not None: arrays['pose'] = pose.astype(np.float32)
-    write_arrays(f'{target}.npz', arrays)
+    save_actions(Path(f'{target}.npz'), np.concatenate([actions, world], 1), pose)
 
 # %% ../nbs/10f_prompts.ipynb #df500014
 def join_recordings(
