@@ -134,7 +134,6 @@ def measure_views(
     states, about = load_branches(branches)
     turns = [turn for _, turn in states][:count]
     rows = {name: {} for name in worlds}
-    weights = {}
     asked = [(name, level) for name in worlds for level in levels]
     for name, level in tqdm(asked, 'views', disable=not progress):
         if level is None: world = World.load(worlds[name], device='cpu')
@@ -142,8 +141,12 @@ def measure_views(
         player = partial(rollout, world)
         rows[name][str(level or 'none')] = dict(
             memory=memory(player, turns, about, gaps), **around(player, turns, about, 0))
-        weights[name] = World.weights(worlds[name])['world']
-    record = ViewsRecord(branches=about['of'], gaps=gaps, turns=len(turns), rows=rows,
-                         weights=weights, **provenance())
+    record = ViewsRecord(
+        branches=about['of'],
+        gaps=gaps,
+        turns=len(turns),
+        rows=rows,
+        weights={name: World.weights(folder)['world'] for name, folder in worlds.items()},
+        **provenance())
     write_record(out, record)
     return record
