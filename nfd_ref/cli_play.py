@@ -55,8 +55,8 @@ def cmd_play(
                          'by hand only worlds of diffusion are')
     settings |= chosen(guidance=guidance)
     if views is not None:
-        if kind is not World or keys or browser or speculate:
-            raise ValueError('--views goes with a world of diffusion and a trace, without drafts')
+        if kind is not World or speculate:
+            raise ValueError('--views goes with a world of diffusion, without drafts')
         from nfd_ref.views import RememberingWorld
         kind = RememberingWorld
         settings['views'] = views

@@ -22,6 +22,7 @@ from .inside import LENSES, SecondWorld, close_lens, has_simulator, open_lens
 from .play import CAMERA, bindings
 from .session import Session, Setting, home_video, starts_of
 from .storage import WorldInfo, read_record
+from .views import turns_are_known
 
 # %% ../nbs/13e_console.ipynb #7e00000b
 RAW = 65536             # bytes up to which a picture travels as it is
@@ -264,6 +265,7 @@ def change(self:Console, name, value):
     elif name == 'start': setting = replace(setting, start=self.starts[value])
     elif name in ('steps', 'seed'): setting = replace(setting, **{name: int(value)})
     elif name == 'speculate': setting = setting.with_drafts(int(value))
+    elif name == 'views': setting = replace(setting, views=value or None)
     elif name in ('engine', 'context_noise', 'guidance'):
         setting = replace(setting, **{name: value})
     else: raise ValueError(f'nothing is called "{name}" here')
@@ -315,9 +317,11 @@ def menu(self:Console):
         steps=('steps', 1, 50, 1),
         context_noise=('context noise', 0, .95, .05),
         guidance=('guidance', 0, 4, .5),
+        views=('known views', 0, .9, .1),
         speculate=('frames at once', 1, 8, 1),
         rate=('frames/s', 1, 60, 1),
         seed=('seed', 0, 2**32 - 1, 1))
+    if not turns_are_known(session.world.space): del numbers['views']
     controls = [dict(kind='start', name='start', label='start', options=self.thumbnails())]
     controls += [dict(kind='choice', name=name, label=name, options=options)
                  for name, options in choices.items()]
@@ -368,6 +372,7 @@ def state(self:Console):
         context_noise=setting.context_noise,
         guidance=setting.guidance,
         speculate=setting.speculate or 1,
+        views=setting.views or 0,
         rate=session.rate,
         seed=session.seed)
     values |= {f'lens {name}': name in session.lenses for name in self.lenses()}

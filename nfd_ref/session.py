@@ -26,6 +26,7 @@ from .storage import STARTS, PlayRecord, fingerprint, from_json, provenance
 from .storage import read_record, require_record, write_record
 from .streaming import World, tokenizer_of
 from .video import VideoFolder, write_video
+from .views import RememberingWorld
 
 # %% ../nbs/13b_session.ipynb #7b000009
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ class Start:
             raise ValueError(f'{self.video}: no episode "{self.episode}" in it')
         return videos.clip(names.index(self.episode), self.start, self.stop)
 
-# %% ../nbs/13b_session.ipynb #16cac713
 def starts_of(
     video,              # folder
     window,             # frames of a beginning; fewer in a shorter episode
@@ -85,19 +85,22 @@ class Setting:
     context_noise: float = None
     guidance: float = None          # see 07f_guidance
     speculate: int = None           # frames made at once while the key stays: 11_speculation
+    views: float = None             # level at which known views are looked up: 07j_memory
     seed: int = 0
 
     def open(self):                 # a `World`
         "The world, ready to be reset."
-        names = ('steps', 'engine', 'device', 'context_noise', 'guidance')
-        asked = {name: getattr(self, name) for name in names}
-        given = {name: value for name, value in asked.items() if value is not None}
+        named = {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in named.items() if name not in ('world', 'start')}
         if self.dtype: given['dtype'] = getattr(torch, self.dtype)
-        if self.speculate is None: return World.load(self.world, seed=self.seed, **given)
-        if not isinstance(self.speculate, int):     # what `Adaptive` chooses hangs on a clock
+        if 'views' in given and 'speculate' in given:
+            raise ValueError('known views are looked up frame by frame: no drafts with them')
+        if not isinstance(self.speculate, int | None):      # `Adaptive` looks at a clock
             raise ValueError(f'speculate={self.speculate!r}: a walk that is to be replayed has '
                              'drafts of a fixed number of frames')
-        return Speculator.load(self.world, seed=self.seed, speculate=self.speculate, **given)
+        kinds = dict(views=RememberingWorld, speculate=Speculator)
+        kind = next((kinds[name] for name in kinds if name in given), World)
+        return kind.load(self.world, **given)
 
     def with_drafts(self, frames):  # a `Setting`
         "The same, with so many frames made at once. One at a time is no draft."
@@ -163,7 +166,6 @@ def enter(self:Session, world, clip, seed=0, setting=None):
     if world.space != self.hands.space: self.hands = Hands(world.space)
     self.reset()
 
-# %% ../nbs/13b_session.ipynb #61ea65c7
 @patch
 def reset(self:Session):
     "Back to the beginning: the same keys would now make the same frames."
@@ -396,7 +398,6 @@ class Film:
         if Path(path).suffix == '.gif': write_gif(path, self.drawn(scale), self.fps)
         else: write_video(path, self.drawn(scale), self.fps, pix_fmt='yuv420p')
 
-# %% ../nbs/13b_session.ipynb #6331d126
 @patch
 def _repr_png_(self:Film):
     "An animated PNG of every third frame, at most a hundred, which viewers show in motion."
@@ -433,7 +434,6 @@ def replay(
     same = session.digest.hexdigest() == record.digest
     return Film(np.stack(frames), actions, session.world.space, record.fps, same)
 
-# %% ../nbs/13b_session.ipynb #638103fd
 def _recorded_setting(path, record, world, video):
     "The `Setting` of a record, with folders that are there."
     start = from_json(Start, record.setting.get('start'), path)

@@ -65,7 +65,7 @@ ROOMS = {
     'translation': ['streaming'],
     'prompts': ['translation', 'measures'],
     'play': ['streaming', 'vpt', 'loop'],
-    'session': ['play', 'speculation'],
+    'session': ['play', 'speculation', 'views'],
     'terminal': ['play', 'loop'],
     'inside': ['session', 'doom', 'pacing'],
     'console': ['inside'],

@@ -7,6 +7,8 @@ import torch
 
 from nfd_ref.cli import main
 from nfd_ref.command import STUDENT, VIDEO
+from nfd_ref.console import Console
+from nfd_ref.session import Session, Setting, Start, replay
 from nfd_ref.streaming import World, rollout
 from nfd_ref.video import VideoFolder
 from nfd_ref.views import STAYS, RememberingWorld, Spot
@@ -75,6 +77,31 @@ def test_a_game_of_other_actions_is_refused(start):
     space = type(plain.space)('other', {'move': [f'm{i}' for i in range(9)]})
     with pytest.raises(ValueError, match='how far one of them turns'):
         RememberingWorld(plain.model, plain.tok, space, plain.size, device='cpu')
+
+
+@pytest.fixture
+def place(): return Start(str(VIDEO), VideoFolder(VIDEO, 'test').episodes[1].name, 150, 158)
+
+
+def test_a_walk_by_hand_looks_up_and_is_made_again(place, tmp_path):
+    session = Session.open(Setting(str(STUDENT), place, device='cpu', steps=1, views=.3))
+    for keys in [[]] * 7 + [['KeyQ']] * 3 + [['KeyE']] * 3:
+        session.hands.hold('me', keys)
+        session.tick()
+    assert len(session.world.spot.seen) == 4
+    assert replay(session.save(tmp_path/'walk')).same
+
+
+def test_the_console_offers_it_where_turns_are_known(place, tmp_path):
+    console = Console([STUDENT], VIDEO, place, out=tmp_path, device='cpu', steps=1)
+    assert 'views' in [control['name'] for control in console.menu()['controls']]
+    for value in (.3, 0):
+        console.change('views', value)
+        assert console.state()['values']['views'] == value
+        assert isinstance(console.session.world, RememberingWorld) == (value > 0)
+    console.change('views', .3)
+    with pytest.raises(ValueError, match='no drafts with them'): console.change('speculate', 2)
+    console.close()
 
 
 def test_the_commands_look_up(tmp_path, capsys):
