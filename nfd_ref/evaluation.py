@@ -265,7 +265,7 @@ def save_strips(path, films):       # each uint8 [f, h, w, 3], all of one shape
 def load_strips(path, size=(48, 80)):       # uint8 [film, frame, h, w, 3]
     "What `save_strips` kept."
     h, w = size
-    picture = np.array(Image.open(path))
+    picture = np.array(Image.open(path).convert('RGB'))     # also of one with a palette
     rows, columns = picture.shape[0] // h, picture.shape[1] // w
     return picture.reshape(rows, h, columns, w, 3).swapaxes(1, 2)
 
