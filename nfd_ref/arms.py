@@ -169,7 +169,8 @@ def arms_of(
     student             # folder of the consistency student
 ):                      # {name: `Arm`}
     "All that can be measured: what is there, each with its calls."
-    arms = {f'causal world, {n} calls': Arm(Path(world), dict(steps=n), n == 4) for n in (18, 4)}
+    arms = {f'causal world, {n} calls': Arm(Path(world), dict(steps=n), n == 4)
+            for n in (50, 18, 4)}
     arms |= {f'consistency, {n} calls': Arm(Path(student), dict(steps=n), n == 2) for n in (2, 1)}
     for path in final_worlds(runs):
         name = path.parent.parent.name
