@@ -375,6 +375,7 @@ def state(self:Console):
         views=setting.views or 0,
         rate=session.rate,
         seed=session.seed)
+    if not turns_are_known(session.world.space): del values['views']
     values |= {f'lens {name}': name in session.lenses for name in self.lenses()}
     return dict(
         playing=session.playing,

@@ -104,6 +104,16 @@ def test_the_console_offers_it_where_turns_are_known(place, tmp_path):
     console.close()
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_what_has_a_value_has_a_control(place, tmp_path, monkeypatch, known):
+    monkeypatch.setattr('nfd_ref.console.turns_are_known', lambda space: known)
+    console = Console([STUDENT], VIDEO, place, out=tmp_path, device='cpu', steps=1)
+    controls = {control['name'] for control in console.menu()['controls']}
+    assert console.state()['values'].keys() == controls
+    assert ('views' in controls) == known
+    console.close()
+
+
 def test_the_commands_look_up(tmp_path, capsys):
     film = tmp_path/'a.mp4'
     assert main(['play', '--views', '.3', '--frames', '12', '--actions', 'noop*6, turn left*3',
