@@ -90,16 +90,16 @@ class Setting:
 
     def open(self):                 # a `World`
         "The world, ready to be reset."
-        named = {name: value for name, value in vars(self).items() if value is not None}
-        given = {name: value for name, value in named.items() if name not in ('world', 'start')}
+        given = {name: value for name, value in vars(self).items()
+                 if value is not None and name not in ('world', 'start')}
         if self.dtype: given['dtype'] = getattr(torch, self.dtype)
         if 'views' in given and 'speculate' in given:
             raise ValueError('known views are looked up frame by frame: no drafts with them')
         if not isinstance(self.speculate, int | None):      # `Adaptive` looks at a clock
             raise ValueError(f'speculate={self.speculate!r}: a walk that is to be replayed has '
                              'drafts of a fixed number of frames')
-        kinds = dict(views=RememberingWorld, speculate=Speculator)
-        kind = next((kinds[name] for name in kinds if name in given), World)
+        kind = RememberingWorld if 'views' in given else World
+        if 'speculate' in given: kind = Speculator
         return kind.load(self.world, **given)
 
     def with_drafts(self, frames):  # a `Setting`
