@@ -88,7 +88,7 @@ def cmd_join(
 ):
     """Join recordings of several worlds into one.
     Actions get one more field, in which of the worlds a frame plays. A network that learns from it
-    can be told where it is: see nbs/10f_prompts.ipynb."""
+    can be told where it is: see nbs/10g_prompts.ipynb."""
     from nfd_ref.prompts import join_recordings
     pairs = [recording.partition('=') for recording in recordings]
     for name, equals, folder in pairs:
