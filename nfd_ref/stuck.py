@@ -11,7 +11,7 @@ import numpy as np
 
 from .doom import Recorder, doom_game, play_doom
 from .guidance import is_flat
-from .measures import Column, Metric, interval
+from .measures import PLAYER_COLORS, Column, Metric, interval
 from .video import Clip, VideoFolder, import_clips
 
 # %% ../nbs/07a_stuck.ipynb #c4ca76bd
@@ -89,11 +89,10 @@ class OnWalks(Metric):
             'long_world': later(made)}
 
     def plot(self, found, ax):
-        for player, color in (('real', 'C2'), ('world', 'C0')):
-            shares = found[f'long_{player}']
+        for name, player in (('real', 'recorded'), ('world', 'world')):
+            shares = found[f'long_{name}']
             middle = 100 * (np.arange(len(shares)) + .5)
-            label = dict(real='simulator', world='network')[player]
-            ax.plot(middle, shares, '.-', c=color, label=label)
+            ax.plot(middle, shares, '.-', c=PLAYER_COLORS[player], label=player)
         ax.set(xlabel='frame', ylabel=f'share {self.shown}', ylim=(0, 1))
         ax.legend(fontsize=8)
 

@@ -16,7 +16,8 @@ import torch
 from .diffusion import add_noise
 from .judge import action_scores, judge
 from .measures import (
-    STATISTICS, Column, Metric, collapse, interval, normal_range, or_longer, window_statistics)
+    PLAYER_COLORS, STATISTICS, Column, Metric, collapse, interval, normal_range, or_longer,
+    window_statistics)
 from .tokenizer import psnr
 from .video import NULL, Clip, draw_clips
 
@@ -47,7 +48,8 @@ class Actions(Metric):
         for i, player in enumerate(('recorded', 'world')):
             scores = found[player]
             f1 = [scores['per_action'].get(name, [0, 0, 0])[2] for name in names]
-            ax.barh(rows + .4 * i, f1, .4, label=f'{player}, mean {scores["f1"]:.2f}')
+            ax.barh(rows + .4 * i, f1, .4, color=PLAYER_COLORS[player],
+                    label=f'{player}, mean {scores["f1"]:.2f}')
         ax.set_yticks(rows + .2, names, fontsize=8)
         ax.set(xlabel='F1', xlim=(0, 1), ylim=(-.5, len(names) + 1))
         ax.legend(fontsize=8, ncol=2, loc='upper right')
@@ -271,10 +273,11 @@ class Drift(Metric):
         return dict(normal=limits, real=real, world=world)
 
     def plot(self, found, ax):
-        for player, color in (('real', 'C2'), ('world', 'C0')):
-            for i, run in enumerate(found[player]):
+        for name, player in (('real', 'recorded'), ('world', 'world')):
+            for i, run in enumerate(found[name]):
                 middle = OBEYED_WINDOW * (np.arange(len(run['obeyed'])) + .5)
-                ax.plot(middle, run['obeyed'], '.-', c=color, label=None if i else player)
+                ax.plot(middle, run['obeyed'], '.-', c=PLAYER_COLORS[player],
+                        label=None if i else player)
         ax.set(xlabel='frame', ylabel='share', ylim=(0, 1))
         if any(run['obeyed'] for run in found['world']): ax.legend(fontsize=8)
         else: ax.text(.5, .5, 'no judge to read them', ha='center', transform=ax.transAxes)
@@ -369,10 +372,11 @@ class Memory(Metric):
                 for name in ('tokenizer', 'world', 'copy_last')}
 
     def plot(self, found, ax):
-        for i, (player, scores) in enumerate(found.items()):
+        for player, scores in found.items():
+            color = PLAYER_COLORS[player]
             gaps = [int(gap) for gap in scores['left_right']]
             rows = scores['left_right'].values()
-            ax.plot(gaps, [row['out'] for row in rows], 'x:', c=f'C{i}', label=f'{player}, away')
-            ax.plot(gaps, [row['back'] for row in rows], 'o-', c=f'C{i}', label=f'{player}, back')
+            ax.plot(gaps, [row['out'] for row in rows], 'x:', c=color, label=f'{player}, away')
+            ax.plot(gaps, [row['back'] for row in rows], 'o-', c=color, label=f'{player}, back')
         ax.set(xlabel='frames turned away', ylabel='degrees')
         ax.legend(fontsize=7)
