@@ -6,10 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+def as_on_github(anchor):
+    "The heading `Make it, or not` is #Make-it,-or-not in JupyterLab and #make-it-or-not on GitHub."
+    return '](#' + re.sub(r'[^\w-]', '', anchor[1].lower()) + ')'
+
 def relink(markdown):
     "Links between notebooks lead into nbs/; links out of nbs/ lose their dots."
     inside = re.sub(r'\]\((?!http|\.\./|#)', '](nbs/', markdown)
-    return inside.replace('](../', '](')
+    return re.sub(r'\]\(#([^)]+)\)', as_on_github, inside.replace('](../', ']('))
 
 def readme():
     "The text that README.md must have."

@@ -87,11 +87,34 @@ def test_an_attempt_is_solved_if_its_check_passes(capsys):
     said = capsys.readouterr().out.splitlines()
     assert said == ['solved', 'not solved yet: AssertionError', 'not solved yet: TypeError']
 
+def anchors(notebook):
+    "What a link into a notebook can name: its headings, spaces as hyphens, as JupyterLab has it."
+    sources = [source for source, _ in cells(notebook, 'markdown')]
+    headings = re.findall(r'^#+ (.+)$', '\n'.join(sources), re.MULTILINE)
+    return {heading.strip().replace('`', '').replace(' ', '-') for heading in headings}
+
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
 def test_links_lead_somewhere(notebook):
     for source, _ in cells(notebook, 'markdown'):
-        for link in re.findall(r'\]\(([^)#\s]+)', source):
-            if not link.startswith('http'): assert (notebook.parent/link).exists(), link
+        for link, anchor in re.findall(r'\]\(([^)#\s]*)(?:#([^)\s]+))?\)', source):
+            if link.startswith('http'): continue
+            target = notebook.parent/link if link else notebook
+            assert target.exists(), link
+            if anchor and target.suffix == '.ipynb': assert anchor in anchors(target), anchor
+
+def columns(line): return len(line.strip().strip('|').replace(r'\|', '').split('|'))
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_tables_are_tables(notebook):
+    "A table whose head has more columns than the line below it is shown as a heap of bars."
+    shown = [source for source, _ in cells(notebook, 'markdown')]
+    for _, cell in cells(notebook, 'code'):
+        shown += [''.join(o.get('data', {}).get('text/markdown', '')) for o in cell['outputs']]
+    for text in shown:
+        lines = text.splitlines()
+        for head, rule in zip(lines, lines[1:]):
+            if re.fullmatch(r'\|(\s*:?-{3,}:?\s*\|)+', rule):
+                assert columns(head) == columns(rule), head
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
 def test_outputs_name_no_machine(notebook):
