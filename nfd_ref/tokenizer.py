@@ -41,7 +41,7 @@ def psnr(
 class TokenizerConfig:
     "The shape of the autoencoder. Its compression is `patch * 2**(len(mults)-1)`."
     latents: int = 8            # channels of a latent
-    width: int = 32             # channels at full resolution
+    width: int = 32             # channels at the finest level
     mults: tuple = (1, 2, 3)    # width of each level, in units of `width`; each level after
                                 # the first halves height and width
     blocks: int = 1             # residual blocks per level
@@ -49,9 +49,11 @@ class TokenizerConfig:
     attend: bool = False        # self-attention in the middle
 
     def __post_init__(self):
-        if self.width % 8:
-            raise ValueError(f'width {self.width}: the norms work on groups of 8 channels, '
-                             'so it must be a multiple of 8')
+        for channels in self.widths:
+            step = 8 if channels < 256 else 32      # the norms have groups of 8, at most 32 groups
+            if channels % step:
+                raise ValueError(f'width {self.width}: the norms need a multiple of {step}, '
+                                 f'and one level has {channels} channels')
 
     @property
     def widths(self):           # channels of each level, the finest first
@@ -64,7 +66,7 @@ class TokenizerConfig:
 # %% ../nbs/01_tokenizer.ipynb #9626f863
 TOKENIZERS = dict(
     small=TokenizerConfig(),    # 8x: shipped
-    kl16=TokenizerConfig(       # 16x, 16 channels: the paper's, as reported
+    kl16=TokenizerConfig(       # 16x, as the paper reports; 16 channels, as in LIVE
         latents=16,
         width=128,
         mults=(1, 1, 2, 2, 4),

@@ -145,7 +145,8 @@ class SpoiltClips:
         clips,          # (step) -> x0 [b, f, c, h, w], actions [b, f, k]: `LatentClips`
         levels,         # `NoiseLevels`
         seed=0,
-        mistakes=0.     # share of the context frames that become the model's own guesses
+        mistakes=0.     # chance that a context frame becomes the model's own guess, if its
+                        # second level is one to be learned at
     ):
         self.clips = clips
         self.levels = levels
@@ -186,11 +187,11 @@ def own_mistakes(
 def world_loss(model, batch, numbers, part, device):    # loss, dict to log
     "The flow-matching loss of a batch of `SpoiltClips`, as `fit` wants it."
     weight = batch['weight']
-    share = weight[part].mean() / weight.mean().clamp(min=1e-6)     # of parts with little weight
+    share = weight[part].mean() / weight.mean().clamp(min=1e-6)     # parts average to the whole
     batch = {name: whole[part].to(device, non_blocking=True) for name, whole in batch.items()}
     x0, actions, t, weight, eps = (
         batch.pop(name) for name in ('x0', 'actions', 't', 'weight', 'eps'))
-    if batch: x0 = own_mistakes(model, x0, actions, **batch)
+    if batch: x0 = own_mistakes(model, x0, actions, **batch)        # left: what guesses need
     loss, err = flow_matching_loss(model, x0, actions, t, eps, weight)
     return loss * share.to(device), dict(by_level=lambda: loss_by_level(err, t))
 
@@ -236,7 +237,7 @@ class Stage:
     seed: int = 1               # of the recording
     tours: float = 0.           # share of the player's choices that come back to a view
     flattest: float = 1.        # share of bare frames an episode may have (else: another one)
-    mistakes: float = 0.        # share of the context frames that become the world's own guesses
+    mistakes: float = 0.        # of `SpoiltClips`: how many context frames become guesses
 
 # %% ../nbs/05_training.ipynb #2fc6d9ba
 @dataclass
@@ -407,7 +408,7 @@ def train_world(
     shape=DiTConfig(),  # its grid, latents and actions are taken from the tokenizer and the videos
     length=24,          # frames of a training clip
     levels=NoiseLevels(),
-    mistakes=0.,        # share of the context frames that become the model's own guesses
+    mistakes=0.,        # of `SpoiltClips`: how many context frames become guesses
     held_out=None,      # `VideoFolder`: its loss is logged at every checkpoint
     init=None,          # folder of a trained world of this shape to go on from
     beside=(),          # files to keep in OUT/final with it

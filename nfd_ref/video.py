@@ -412,7 +412,7 @@ def hash(self:VideoFolder):
 def import_clips(
     folder,         # new or empty
     clips,          # iterable of `Clip`s of one kind, an episode each; one at a time is in memory.
-                    # Or of lists of them, the parts of one recording, which are not divided
+                    # Or of lists of clips: a list is one recording, held out whole or not at all
     test=1,         # the last so many (clips, or recordings) are held out
     **video_kwargs  # for `write_video`
 ):                  # a `VideoFolder`
