@@ -24,6 +24,6 @@ def test_links_and_pictures_exist():
         if not link.startswith('http'): assert (ROOT/link).exists(), link
 
 def test_its_commands_parse():
-    commands = re.findall(r'^nfd-ref (.+)$', TEXT, re.M)
+    commands = re.findall(r'^nfd-ref (.+)$', TEXT.replace('\\\n', ' '), re.M)
     assert len(commands) > 5
     for line in commands: parser().parse_args(line.split())
