@@ -54,10 +54,10 @@ class Protocol:
     context: int = 8                # real frames before the made ones
     length: int = 15                # made frames (NFD and MineWorld make 15)
     states: int = 16                # of the counterfactuals and of the memory test
-    depths: tuple = (1, 2, 4, 8, 16)
+    depths: tuple = (1, 2, 4, 8, 16)    # frames after the state
     traces: int = 2                 # long rollouts ...
     long: int = 1000                # ... of so many frames
-    gaps: tuple = (1, 2, 4, 8, 12, 20)
+    gaps: tuple = (1, 2, 4, 8, 12, 20)      # frames turned away
     walks: int = 8                  # long real walks, of `Stuck` ...
     walk: int = 300                 # ... of so many frames
     long_walks: int = 4             # of these, so many go on to `long`

@@ -58,7 +58,7 @@ class Account:
     "What drafting did."
     shown: int = 0          # frames that were asked for
     drafts: int = 0         # times that frames were made
-    asked: int = 0          # of these, begun because a frame was asked for: its first is no guess
+    asked: int = 0          # of the drafts, begun when a frame was asked for: its first is no guess
     drafted: int = 0        # frames made
     discarded: int = 0      # frames made and thrown away
     calls: int = 0          # of the network
