@@ -81,7 +81,7 @@ def make_order(
 def raster(h, w):
     "One code after another, as one reads."
     place = torch.arange(h * w).view(h, w)
-    return make_order('raster', place, place - 1)
+    return make_order('raster', place, place - 1)       # the first is asked for by `ACTION`, -1
 
 def diagonal(h, w):
     "All codes of a diagonal at once; each is asked for by its left neighbour, or by the one above."

@@ -173,13 +173,14 @@ def choose(
     held                # words, the latest last
 ):                      # number of a choice
     "The choice that says most of what is held; of equals, the one that was pressed last."
+    pressed = {word: when for when, word in enumerate(held)}    # two keys may say one word
     best = at_rest
     best_rank = (0, 0)
     for i, choice in enumerate(choices):
-        words = [choice] if choice in held else choice.split('+')
-        if i == at_rest or not set(words) <= set(held): continue
-        rank = (len(choice.split('+')), max(map(held.index, words)))
-        if best_rank < rank or best == at_rest:
+        words = [choice] if choice in pressed else choice.split('+')    # one key may say it all
+        if i == at_rest or not set(words) <= set(pressed): continue
+        rank = (len(choice.split('+')), max(pressed[word] for word in words))
+        if best_rank < rank:
             best = i
             best_rank = rank
     return best
