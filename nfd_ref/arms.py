@@ -61,10 +61,10 @@ def losses(
     tok = load_tokenizer(tokenizer_of(folder))
     x0 = torch.stack([tok.encode(clip.frames) for clip in clips])
     actions = torch.as_tensor(np.stack([clip.actions for clip in clips]))
-    noise = torch.randn(2, *x0.shape, generator=generator(0, 0))
-    start = start_of(x0, actions, noise[0], Calls(1, given=context))
+    context_noise, eps = torch.randn(2, *x0.shape, generator=generator(0, 0))
+    start = start_of(x0, actions, context_noise, Calls(1, given=context))
     made = x0[:, context:]
-    eps = noise[1][:, context:]
+    eps = eps[:, context:]
     found = {}
     for level in LEVELS:
         t = torch.full(made.shape[:2], level)
