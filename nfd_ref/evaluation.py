@@ -114,7 +114,7 @@ class Setting:
             states, self.about = load_branches(branches)
             require_branches(self.about, branches, data, self.data, protocol)
             self.states = states[:protocol.states]
-        self.turns = [turn for _, turn in self.states]
+        self.turns = [turn for _, turn in self.states]      # once around, for `Memory`
         self.walks = []
         if walks:
             longest = max(protocol.walk, protocol.long)
@@ -125,8 +125,8 @@ class Setting:
             self.depth = load_depth_judge(depth)
         self.weights = world_class.weights(folder)
         judges = dict(idm=idm, depth=depth)
-        for name, of in judges.items():
-            if of: self.weights[name] = fingerprint(Path(of)/'idm.safetensors')
+        for name, judge in judges.items():      # both are networks of one kind
+            if judge: self.weights[name] = fingerprint(Path(judge)/'idm.safetensors')
 
     def frame_count(self, metrics=METRICS):
         "Frames that the world makes for them."
