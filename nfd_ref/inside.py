@@ -67,7 +67,7 @@ def action_picture(
 ):                  # uint8 [height, width, 3]
     "Choices of each field as words, the chosen one lit. Long fields show the chosen one alone."
     font = ImageFont.load_default(11)
-    words = []                          # (x, y, text, lit)
+    words = []                          # (x, y, width, text, lit)
     y = 0
     for (field, choices), i in zip(fields, action):
         x = 0
@@ -143,7 +143,7 @@ class Path(Lens):
         return self.inner(watched, x, *fresh)
 
     def see(self, made):
-        draft = getattr(self.world, 'current', None)        # of several frames, made at once
+        draft = getattr(self.world, 'current', None)        # frames made at once, 11_speculation
         at = draft.shown - 1 if draft else 0
         earlier = [self.world.decode(guess[:, at:at + 1]) for guess in self.guesses[:-1]]
         self.picture = np.concatenate([*earlier, made.frame], 1)
@@ -202,6 +202,7 @@ class Attended(Lens):
 # %% ../nbs/13d_inside.ipynb #7c000020
 class Simulator(Lens):
     caption = 'the simulator, on the same keys'
+    ended = 'the simulator: its episode has ended'
     from_start = True
 
     def start(self, session):
@@ -212,16 +213,18 @@ class Simulator(Lens):
         names = [episode.name for episode in self.replay.videos.episodes]
         clip = self.replay.go_on(names.index(begin.episode), begin.stop, np.zeros(0, int))
         self.over = clip is None            # the game had ended by then
+        self.caption = self.ended if self.over else Simulator.caption
         self.picture = session.clip.frames[-1] if self.over else clip.frames[-1]
 
     def see(self, made):
         rec = self.replay.rec
         game = self.replay.game
         if self.over: return
+        # a frame is `skip` tics of the game, a turn is asked for tic by tic
         buttons = BUTTONS[int(made.action[0])] * [1, 1, 1, 1, rec.turn / rec.skip]
         game.make_action(buttons.tolist(), rec.skip)
         self.over = game.is_episode_finished()
-        if self.over: self.caption = 'the simulator: its episode has ended'
+        if self.over: self.caption = self.ended
         else: self.picture = observe(game, rec)[0]
 
     def stop(self):

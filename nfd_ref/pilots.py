@@ -41,7 +41,7 @@ from .video import VideoFolder
 class PrefixLevels(NoiseLevels):
     """Noise levels of clips that begin with a nearly clean past of any length, with the loss on all
     that follows it. (`NoiseLevels` spoils frames here and there.)"""
-    context: float = 0.
+    context: float = 0.         # so that `NoiseLevels` draws none of its own
 
     def __call__(self, b, f, generator=None):
         t, _ = super().__call__(b, f, generator)
