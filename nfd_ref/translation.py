@@ -37,6 +37,8 @@ def require_fitting(world, clip, strength, calls):
     "What can't be translated here: ValueError."
     if not 0 < strength < 1: raise ValueError(f'strength {strength}: a noise level in (0, 1)')
     if calls < 1: raise ValueError(f'{calls} calls: at least 1')
+    if world.chunk > 1:
+        raise ValueError(f'this world makes {world.chunk} frames at a time: video comes singly')
     world._check_frame(clip.frames[0])
     if clip.space.sizes != world.space.sizes:
         raise ValueError(f'the clip has actions of "{clip.space.name}" {clip.space.sizes}, '
@@ -46,13 +48,13 @@ def require_fitting(world, clip, strength, calls):
 def translate(
     world,              # `World`
     clip,               # a `Clip`: frames in another look, and the actions that led to them
-    strength=.5,        # level in (0, 1) to which each frame is noised: at 0 nothing would change
+    strength=.5,        # level in (0, 1) to which each frame is noised: how much is made anew
     calls=1,            # of the network, for a frame
     past=None,          # a `Clip` in the world's own look, which comes before; None: nothing does
     seed=0,
     remember=True       # look back at what was made; without, every frame is on its own
 ):                      # yields uint8 [h, w, 3], one for each frame, as it comes
-    """Give a stream of video the world's own look, frame by frame (CausVid, section 4.4; SDEdit):
+    """Give a stream of video the world's own look, frame by frame (CausVid, section 5.3; SDEdit):
     each frame is noised and brought down again behind what was made before."""
     require_fitting(world, clip, strength, calls)
     grid = torch.linspace(strength, 0, calls + 1, dtype=torch.float64)
@@ -82,7 +84,7 @@ def still(
     space,              # `ActionSpace`
     frames=8
 ):                      # a `Clip`
-    "One picture as a start: repeated, while nothing is done (CausVid, section 4.4)."
+    "One picture as a start: repeated, while nothing is done (CausVid, section 5.3)."
     actions = np.tile(space.rest, (frames, 1))
     actions[0] = NULL
     return Clip(np.repeat(picture[None], frames, 0), actions, space)
