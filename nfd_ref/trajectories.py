@@ -59,7 +59,7 @@ def train_teacher(
 ):                      # the teacher, a `DiT` (averaged weights)
     "Train a world that looks both ways. OUT/final can teach; it can't be played."
     shape = replace(shape, window=length, chunk=length)
-    kwargs['beside'] = sorted(Path(home).glob('tokenizer*'))
+    kwargs['beside'] = sorted(Path(home).glob('tokenizer*'))    # is copied into OUT/final
     return train_world(out, videos, tok, cfg, shape, length, ClipLevels(), **kwargs)
 
 # %% ../nbs/10b_trajectories.ipynb #da000020
@@ -262,7 +262,7 @@ def make_trajectories(
 def regression_loss(
     student,            # `DiT`, causal
     batch,              # {'x', 'frames', 'actions'}, some trajectories
-    which,              # number of each chunk's level, the last one 0 [b, chunks]
+    which,              # place on the path of each chunk, 0 is noise, `calls` the end [b, chunks]
     calls               # `Calls`
 ):                      # loss
     """CausVid, Eq. 6: from frames that stand at different places of the teacher's path, where the
