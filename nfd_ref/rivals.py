@@ -100,7 +100,8 @@ def step_cost(
     plan,               # `Plan`
     rounds=5
 ):                      # {'world', 'tokens': seconds of a training step}
-    "What a step of each arm costs on this machine: processor time; on a GPU, time."
+    """What a step of each arm costs on this machine, forward and back, without the optimizer:
+    processor time; on a GPU, time."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     clock = time.perf_counter if device == 'cuda' else time.process_time
     arms = arms_of(plan, device)
@@ -135,7 +136,7 @@ def train_all(m):
     for order in ('diagonal', 'rows'): train_tokens_arm(m, order, plan.tune, learned)
     train_world_arm(m, 'world_hours',
                     replace(plan.train, steps=steps, save_every=max(1, steps // 8)))
-    for name in BOTTLENECKS: train_codes_arm(m, name)
+    for name in BOTTLENECKS: train_codes_arm(m, name)       # the other is only judged
 
 # %% ../nbs/12d_rivals.ipynb #d0e00014
 @dataclass
