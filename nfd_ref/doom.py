@@ -162,7 +162,7 @@ def observe(
     return np.asarray(frame), np.array(state.game_variables, dtype=np.float32), ahead
 
 # %% ../nbs/00b_doom.ipynb #54f3d5ea
-WALL = 12               # a distance below this is a wall ahead; 255 is the far end of the map
+WALL = 12               # a distance below this is a wall ahead; 255 is the most that can be
 RETREAT = 2, 5, 6       # back, turn left, turn right: these may go on at a wall
 AWAY = np.array([.3, 0, 2, 1, 1, 3, 3, 0, 0])   # how much likelier each action is at a wall
 
@@ -297,8 +297,8 @@ class Replay:
         self.game = doom_game(self.rec)
 
     def go_on(self, e, moment, then):
-        """Episode `e` up to frame `moment`, continued with the actions `then`: the `context` frames
-        before and what follows; None where the game ends too soon."""
+        """Episode `e` before frame `moment`, continued with the actions `then`: the `context`
+        frames before it and what follows; None where the game ends too soon."""
         number = int(self.videos.episodes[e].name.removeprefix('ep_'))
         actions = np.concatenate([self.videos.actions(e)[1:moment, 0], then])
         clip = play_doom(self.game, self.rec, _episode_seed(self.seed, number), actions)
