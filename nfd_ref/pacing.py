@@ -359,7 +359,7 @@ def measure_paced(
     real_frames=200         # of the games in real time
 ):      # {'paper': {trace: {way: dict}}, 'drafts': {trace: {size: dict}}, 'real': {way: dict}}
     "Reckoned games along all traces; one in real time for each of `WAYS`."
-    world = copy.copy(world)        # so that the caller's drafts as before
+    world = copy.copy(world)        # the caller's own keeps its size of draft
     period = 1 / world.fps
     found = dict(paper={}, drafts={}, real={})
     for name, several in traces.items():
