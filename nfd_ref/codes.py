@@ -102,9 +102,9 @@ class Codebook(nn.Module):
     ):
         super().__init__()
         self.register_buffer('book', torch.randn(cfg.vocabulary, cfg.latents))
-        self.register_buffer('count', torch.zeros(cfg.vocabulary))      # all dead: they begin at
-                                                                        # latents of the first step
-        self.register_buffer('total', self.book.clone())
+        # nothing counted yet: the first step puts each to the mean of its latents, or to one latent
+        self.register_buffer('count', torch.zeros(cfg.vocabulary))
+        self.register_buffer('total', torch.zeros_like(self.book))
 
     def nearest(self, z):   # [..., c] -> int [...]
         far = self.book.pow(2).sum(1) - 2 * z @ self.book.T     # |z|^2 is the same for all
