@@ -237,7 +237,7 @@ class Stage:
     seed: int = 1               # of the recording
     tours: float = 0.           # share of the player's choices that come back to a view
     flattest: float = 1.        # share of bare frames an episode may have (else: another one)
-    mistakes: float = 0.        # of `SpoiltClips`: how many context frames become guesses
+    mistakes: float = 0.        # of `SpoiltClips`; .5 makes one context frame in seven a guess
 
 # %% ../nbs/05_training.ipynb #2fc6d9ba
 @dataclass
