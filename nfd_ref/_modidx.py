@@ -435,6 +435,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'nfd_ref.evaluation.as_played': ('evaluation.html#as_played', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.draw_films': ('evaluation.html#draw_films', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.evaluate': ('evaluation.html#evaluate', 'nfd_ref/evaluation.py'),
+                                    'nfd_ref.evaluation.leaderboard_cells': ('evaluation.html#leaderboard_cells', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.leaderboard_row': ('evaluation.html#leaderboard_row', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.leaderboard_table': ('evaluation.html#leaderboard_table', 'nfd_ref/evaluation.py'),
                                     'nfd_ref.evaluation.load_strips': ('evaluation.html#load_strips', 'nfd_ref/evaluation.py'),

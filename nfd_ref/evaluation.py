@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'QUICK', 'HOW', 'Protocol', 'require_branches', 'Setting', 'Session', 'as_played', 'measure', 'draw_films',
            'report_page', 'save_page', 'save_strips', 'load_strips', 'evaluate', 'leaderboard_row', 'read_leaderboard',
-           'add_to_leaderboard', 'leaderboard_table']
+           'add_to_leaderboard', 'leaderboard_cells', 'leaderboard_table']
 
 # %% ../nbs/07c_evaluation.ipynb #93c22b3e
 from dataclasses import asdict, dataclass
@@ -337,10 +337,10 @@ def add_to_leaderboard(
     return rows
 
 # %% ../nbs/07c_evaluation.ipynb #f832d0c7
-def leaderboard_table(
+def leaderboard_cells(
     rows                # list of rows
-):                      # Markdown
-    "The leaderboard as a table. A column that no row has is left out."
+):                      # [headings, then the texts of each row]
+    "The leaderboard as texts. A column that no row has is left out."
     owned = [column for metric in METRICS for column in metric.columns]
     columns = [
         Column('world', 'world', None),
@@ -350,6 +350,13 @@ def leaderboard_table(
     def text(column, row):
         return column.text(row[column.key], row) if column.key in row else '-'
 
-    lines = [[column.title for column in columns], ['---'] * len(columns)]
-    lines += [[text(column, row) for column in columns] for row in rows]
+    headings = [column.title for column in columns]
+    return [headings, *[[text(column, row) for column in columns] for row in rows]]
+
+def leaderboard_table(
+    rows                # list of rows
+):                      # Markdown
+    "The leaderboard as a table."
+    headings, *worlds = leaderboard_cells(rows)
+    lines = [headings, ['---'] * len(headings), *worlds]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
