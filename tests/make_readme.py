@@ -6,9 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-def as_on_github(anchor):
+def as_on_github(link):
     "The heading `Make it, or not` is #Make-it,-or-not in JupyterLab and #make-it-or-not on GitHub."
-    return '](#' + re.sub(r'[^\w-]', '', anchor[1].lower()) + ')'
+    return '](#' + re.sub(r'[^\w-]', '', link[1].lower()) + ')'
 
 def relink(markdown):
     "Links between notebooks lead into nbs/; links out of nbs/ lose their dots."
